@@ -60,7 +60,7 @@ class Turns:
         begins. Roles are those of the template; without a template `system`, `user` and `assistant`.
 
         Raises:
-          ConfigError: if the template rejects the conversation or ignores a system message, or without a template a
+          ConfigError: if the template rejects the conversation or ignores messages of a role, or without a template a
             role is unknown.
         """
         if self._template is not None:
@@ -75,14 +75,15 @@ class Turns:
     @staticmethod
     def _rendered(template: ChatTemplate, messages: list[dict[str, str]]) -> str:
         text = template.render(messages)
-        others = [one for one in messages if one["role"] != "system" or not one["content"]]
-        if others and len(others) < len(messages):
+        # Roles beside those of every template: `system`, or `developer`, as newer clients of OpenAI's API name it.
+        for role in {one["role"] for one in messages if one["content"]} - {"user", "assistant"}:
+            others = [one for one in messages if one["role"] != role or not one["content"]]
             try:
-                without: str | None = template.render(others)
+                without = template.render(others) if others else None
             except ConfigError:
                 without = None
             if text == without:
-                raise ConfigError("the model's chat template ignores system messages; leave them out")
+                raise ConfigError(f"the model's chat template ignores {role} messages; leave them out")
         return text
 
     def frame(self) -> tuple[str, str]:

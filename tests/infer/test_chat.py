@@ -111,3 +111,17 @@ def test_system_messages_that_a_template_ignores(tmp_path: Path) -> None:
             turns.conversation([system, user])
         plain = turns.conversation([user]).tolist()
         assert turns.conversation([{**system, "content": ""}, user]).tolist() == plain
+
+
+def test_messages_of_another_role_that_a_template_ignores(tmp_path: Path) -> None:
+    """OpenAI's newer name of a system message, in a template that has the older one alone, as Zephyr's."""
+    tokenizers_of_ours.write(tmp_path, "byte-level")
+    known = "{% for m in messages if m['role'] in ('system', 'user', 'assistant') %}<{{ m['role'] }}>{{ m['content'] }}"
+    (tmp_path / "chat_template.jinja").write_text(known + "</s>{% endfor %}")
+    turns = Turns(chat_template(tmp_path), Codec(tmp_path, 400))
+    system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who?"}
+    developer = {"role": "developer", "content": "Be brief."}
+    assert len(turns.conversation([system, user])) > len(turns.conversation([user]))
+    for messages in ([developer, user], [system, developer, user]):
+        with pytest.raises(ConfigError, match="ignores developer messages; leave them out"):
+            turns.conversation(messages)
