@@ -71,6 +71,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.config_json import memory_of, model_config
     from famjax.pretrained.families import family_of
     from famjax.pretrained.gguf_file import folder_of
+    from famjax.pretrained.match import IGNORED_ENDINGS, match
 
     if args.seed is not None:
         at_least("--seed", args.seed, 0)
@@ -79,8 +80,9 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
     settings |= {"fam_gate": False} if args.no_fam_gate else {}
     memory = imported_memory(bare, memory_of(folder.config), settings)
-    # float32 represents every supported dtype exactly.
-    dtype = "bfloat16" if {tensor.dtype for tensor in folder.tensors.values()} == {"BF16"} else "float32"
+    # float32 represents every supported dtype exactly. Tensors that are ignored do not widen the others.
+    types = {tensor.dtype for name, tensor in folder.tensors.items() if not name.endswith(IGNORED_ENDINGS)}
+    dtype = "bfloat16" if types == {"BF16"} else "float32"
     config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
     config.validate()
     if not memory.fam_length:
@@ -94,7 +96,6 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
 
     from famjax.nn.weights import parameter_shapes
-    from famjax.pretrained.match import match
     from famjax.storage.arrays import leaves, size_of
     from famjax.storage.pieces import write_model
     from famjax.storage.unfinished import resumable_directory

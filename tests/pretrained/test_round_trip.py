@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,6 +21,7 @@ from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import read_config
 from tests import tiny
 from tests.pretrained import ours, theirs
+from tests.pretrained.test_bad_folders import write_llama, write_shards
 from tests.pretrained.test_gguf_tokens import byte_level
 
 
@@ -123,6 +125,17 @@ def test_frozen_weights_keep_the_type_of_the_import(tmp_path: Path, capsys: pyte
     found = tensors(exported(tmp_path / "other fam", tmp_path / "other out"))
     assert_same_tensors(found, {name: array.astype(np.float32) for name, array in tensors(source).items()})
     assert dtype_of(tmp_path / "other out") == "float32"
+
+
+def test_ignored_tensors_do_not_widen_the_weights(tmp_path: Path) -> None:
+    """Older folders have RoPE's frequencies in float32 beside bfloat16 weights, which stay bfloat16."""
+    source = tmp_path / "theirs"
+    weights = write_llama(source, ml_dtypes.bfloat16)
+    frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(2)}
+    write_shards(source, weights | frequencies)
+    model_dir = ours.imported(source, tmp_path / "ours")
+    assert read_config(model_dir).param_dtype == read_config(model_dir).dtype == "bfloat16"
+    assert_same_tensors(tensors(exported(model_dir, tmp_path / "back")), weights)
 
 
 def test_transformers_loads_what_was_exported(tmp_path: Path) -> None:
