@@ -15,12 +15,11 @@ import itertools
 import re
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import gin
 
-from famjax.cli.gin_files import find, missing_file, open_file, search_path, searching
+from famjax.cli.gin_files import advice, find, missing_file, open_file, search_path, searching
 from famjax.cli.main import at_home
 from famjax.config import (
     BabiConfig,
@@ -39,7 +38,6 @@ from famjax.config import (
     TrainConfig,
 )
 from famjax.config.checks import nearest
-from famjax.config.text import read_text
 from famjax.storage.model_dir import read_config
 
 T = TypeVar("T")
@@ -48,7 +46,31 @@ T = TypeVar("T")
 # includes, comes first.
 gin.config._FILE_READERS.insert(0, (open_file, lambda name: find(name) is not None))
 
-QUOTES = "'\""
+
+class _Parser(gin.config_parser.ConfigParser):  # type: ignore[misc]
+    """gin's parser, which alone would keep the last value of a key that a dict has twice."""
+
+    _keys: set[Any] = set()  # of the dict being parsed
+
+    def _maybe_parse_container(self) -> tuple[bool, Any]:
+        outer, self._keys = self._keys, set()
+        try:
+            found: tuple[bool, Any] = super()._maybe_parse_container()
+            return found
+        finally:
+            self._keys = outer
+
+    def _parse_dict_item(self) -> tuple[Any, Any]:
+        key, value = super()._parse_dict_item()
+        if key in self._keys:
+            file, line, *_ = self._current_location()
+            place = f'\n  In file "{file}", line {line}' if file else ""
+            raise ConfigError(f"{key!r} is given twice; give it once{place}")
+        self._keys.add(key)
+        return key, value
+
+
+gin.config.config_parser.ConfigParser = _Parser
 
 # Macros that every training run accepts on the command line (the last three are defined in model files).
 CONTRACT_MACROS = (
@@ -188,7 +210,7 @@ def _parse(parse: Any, where: str) -> None:
         raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
         at = f"{error.filename}:{error.lineno}" if error.filename else where
-        raise ConfigError(f"{at}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
+        raise ConfigError(f"{at}: {advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -197,43 +219,6 @@ def _parse(parse: Any, where: str) -> None:
 
 def _reason(error: SyntaxError) -> str:
     return str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
-
-
-def _advice(error: SyntaxError) -> str:
-    """Returns what to write instead of a line that gin cannot parse; empty if that is unclear."""
-    line = _line(error).partition("#")[0].strip()
-    if re.search("[\u2018\u2019\u201a\u201c\u201d\u201e]", line):
-        return f"{line} has typographic quotes; write ' or \""
-    if include := re.fullmatch(r"(include|import)\s+(\S+)", line):
-        plain = include[2].strip("'\"")
-        return f"{line} has no effect; write include '{plain}'" if include[1] == "include" else ""
-    name, equals, value = (part.strip() for part in line.partition("="))
-    if equals and value[:1] in ("'", '"') and value.count(value[0]) % 2:
-        return f"{value}: a quote is not closed"
-    if equals and re.fullmatch(r"[\w./]+", name) and value and value[0] not in "'\"%@=":
-        return f"{value} is not a gin value; {_quoted(name, value)}"
-    if not equals and (pair := re.fullmatch(r"([\w./]+)\s*:?\s+(\S.*)|([\w./]+):(\S.*)", line)):
-        return f"{line} is not a setting; write {pair[1] or pair[3]} = {pair[2] or pair[4]}"
-    return ""
-
-
-def _quoted(name: str, value: str) -> str:
-    """Returns how to write a value that gin rejected."""
-    if value[0] in "[({":
-        return "texts in brackets need quotes, and brackets must be closed: ('a', 'b'), {'data': 8}"
-    python = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
-    if python:
-        return f"write {name} = {python}"
-    number = "write a number, or a text in quotes" if value[0] in "-+.0123456789" else "text needs quotes"
-    return f"{number}: {name} = '{value.strip(QUOTES).replace(chr(92), '/')}'"
-
-
-def _line(error: SyntaxError) -> str:
-    """Returns the source line of a syntax error; empty if there is none."""
-    if not error.filename or not error.lineno or not Path(error.filename).is_file():
-        return ""
-    lines = read_text(error.filename).splitlines()
-    return lines[error.lineno - 1] if error.lineno <= len(lines) else ""
 
 
 def _explain(message: str, where: str, error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Finds and decodes gin files, and raises the error if one is missing. Does not import gin.
+"""Finds and decodes gin files, and says what to write if one is missing or cannot be parsed. Does not import gin.
 
 gin's parser calls readers with a file name only, so the search path is module state, which `searching` sets for the
 duration of a load.
@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -15,6 +16,8 @@ from typing import IO, Any, NoReturn
 from famjax.config import ConfigError
 from famjax.config.text import BadText, read_text
 from famjax.launch import shipped
+
+QUOTES = "'\""
 
 
 def search_path(given: Sequence[str] = ()) -> list[Path]:
@@ -93,3 +96,40 @@ def missing_file(name: str, where: str) -> NoReturn:
     near += [key for key, path in sorted(present.items()) if path.name in stem and key not in near]
     hint = f"; nearest are {', '.join(near[:3])}" if near else f"; searched {', '.join(map(str, _SEARCHED))}"
     raise ConfigError(f"{where}there is no gin file {name}{hint}")
+
+
+def advice(error: SyntaxError) -> str:
+    """Returns what to write instead of a line that gin cannot parse; empty if that is unclear."""
+    line = _line(error).partition("#")[0].strip()
+    if re.search("[\u2018\u2019\u201a\u201c\u201d\u201e]", line):
+        return f"{line} has typographic quotes; write ' or \""
+    if include := re.fullmatch(r"(include|import)\s+(\S+)", line):
+        plain = include[2].strip("'\"")
+        return f"{line} has no effect; write include '{plain}'" if include[1] == "include" else ""
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if equals and value[:1] in ("'", '"') and value.count(value[0]) % 2:
+        return f"{value}: a quote is not closed"
+    if equals and re.fullmatch(r"[\w./]+", name) and value and value[0] not in "'\"%@=":
+        return f"{value} is not a gin value; {_quoted(name, value)}"
+    if not equals and (pair := re.fullmatch(r"([\w./]+)\s*:?\s+(\S.*)|([\w./]+):(\S.*)", line)):
+        return f"{line} is not a setting; write {pair[1] or pair[3]} = {pair[2] or pair[4]}"
+    return ""
+
+
+def _quoted(name: str, value: str) -> str:
+    """Returns how to write a value that gin rejected."""
+    if value[0] in "[({":
+        return "texts in brackets need quotes, and brackets must be closed: ('a', 'b'), {'data': 8}"
+    python = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
+    if python:
+        return f"write {name} = {python}"
+    number = "write a number, or a text in quotes" if value[0] in "-+.0123456789" else "text needs quotes"
+    return f"{number}: {name} = '{value.strip(QUOTES).replace(chr(92), '/')}'"
+
+
+def _line(error: SyntaxError) -> str:
+    """Returns the source line of a syntax error; empty if there is none."""
+    if not error.filename or not error.lineno or not Path(error.filename).is_file():
+        return ""
+    lines = read_text(error.filename).splitlines()
+    return lines[error.lineno - 1] if error.lineno <= len(lines) else ""

@@ -128,6 +128,10 @@ def test_other_classes_can_be_configured() -> None:
         ),
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
+        (
+            "OptimizerConfig.parameters = {'*': {'frozen': True},\n  '*': {'frozen': False}}\n",
+            r"bad.gin:2: '\*' is given twice; give it once$",
+        ),
         ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
         ("TASK_FEATURE_LENGTHS = {'inputs': -64, 'targets': 128}\n", r"'targets': 128}; a decoder needs"),
         ("include 'bad.gin'\n", r"bad.gin:1: .*bad.gin includes itself: .*bad.gin includes .*bad.gin"),
@@ -153,6 +157,7 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
         ("MODEL_DIR", r"has no value; write --gin.NAME=VALUE"),
         ("MODEL_DIR=", r"write --gin.NAME=VALUE"),
         ("MESH={data: 8}", r"MESH={data: 8}: .* not a gin value"),
+        ("MESH={'data': 1, 'data': 8}", r"^--gin.MESH={'data': 1, 'data': 8}: 'data' is given twice; give it once$"),
         ("MESH={'data': 8", r"a bracket or a quote is not closed"),
         (
             "OptimizerConfig.learning_rat=1",
