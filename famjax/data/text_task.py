@@ -136,13 +136,12 @@ class TextTask:
         }
 
     def _check(self, progress: Progress) -> None:
-        there, now = progress["data"], self._fixed
         # Older checkpoints have fewer names, and no joined documents.
-        there = now | {"join_documents": 1} | there
-        name = next((name for name in now if there[name] != now[name]), None)
+        there, now = map(_flat, (self._fixed | {"join_documents": 1} | progress["data"], self._fixed))
+        name = next((name for name in now if there.get(name) != now[name]), None)
         if name is None:
             return
-        had = f"{name} {there[name]}, not {now[name]}"
+        had = f"{name} {there.get(name)!r}, not {now[name]!r}"
         if name in COUNTED:
             had = f"{there[name]} {COUNTED[name]}, not {now[name]}"
         elif name == "sources":
@@ -152,6 +151,11 @@ class TextTask:
             f"the training to resume had {had}, so its position in the data is lost; use the same data, or start in an "
             f"empty MODEL_DIR from its weights"
         )
+
+
+def _flat(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Returns `TextTask._fixed` with the settings of its inner dicts beside the others."""
+    return {name: fixed[name] for name in fixed if name not in ("added", "seqio")} | fixed["added"] | fixed["seqio"]
 
 
 def identity(source: SourceConfig) -> str:

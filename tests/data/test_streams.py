@@ -202,7 +202,7 @@ def test_a_position_belongs_to_its_documents_in_their_order(tmp_path) -> None:
     for task, message in (
         (make(b, a), "other sources than .*b.txt, .*a.txt"), (make(a, c), "other sources"),
         (make(a, SourceConfig(b, weight=2.0)), "other sources"), (make(a, b, seed=7), "seed 0, not 7"),
-        (make(a, b, shuffle=False), "shuffle True, not False"),
+        (make(a, b, shuffle=False), "shuffle True, not False"), (make(a, b, eos=False), "eos True, not False, so its"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"the training to resume had {message}"):
             task.batch(1, progress[-1])
