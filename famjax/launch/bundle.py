@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def contents(training: Training, words: Sequence[str], requirements: str = "") -
     files |= {name: find(name).read_bytes() for name in ("requirements.txt", "requirements-tpu.txt")}
     files[RUN_GIN] = training.gin.encode()
     files[WORDS] = b"".join(word.encode() + b"\0" for word in words)
-    for path in (path for name in training.config.data.modules for path in _module(name)):
+    imported = re.findall(r"^(?:import|from) ([\w.]+)", training.gin, re.MULTILINE)  # by the gin files
+    for path in (path for name in (*training.config.data.modules, *imported) for path in _module(name)):
         files[path.as_posix()] = path.read_bytes()
     if requirements:
         files[REQUIREMENTS] = Path(requirements).read_bytes()

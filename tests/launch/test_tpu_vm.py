@@ -251,18 +251,21 @@ def test_workers_of_other_versions_are_not_started(gcloud, gin, capfd):
 def test_modules_of_tasks_and_their_requirements_go_along(gcloud, gin, tmp_path, monkeypatch):
     """From the current directory, where famjax seeks them: a file, a package; and what they need installed."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("my_tasks.py", "mine/__init__.py", "mine/more.py"):
+    for name in ("my_tasks.py", "mine/__init__.py", "mine/more.py", "by_gin.py", "by/__init__.py", "by/gin.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     (tmp_path / "more.txt").write_text("seqio==0.0.20\n")
     monkeypatch.chdir(tmp_path)
     gcloud.answer(describe=[ACTIVE])
     modules = ("my_tasks", "mine.more", "json")
-    assert launch(gin, f"--gin.DataConfig.modules={modules!r}", "--requirements", "more.txt") == 0
+    (tmp_path / "imports.gin").write_text("import by_gin\nfrom by import gin\n")
+    words = ["--gin_file", "imports.gin", f"--gin.DataConfig.modules={modules!r}", "--requirements", "more.txt"]
+    assert launch(gin, *words) == 0
     with tarfile.open(tmp_path / "bundle.tar.gz") as tar:
         names = set(tar.getnames())
         assert tar.extractfile("job/requirements.txt").read() == b"seqio==0.0.20\n"
-    assert {"my_tasks.py", "mine/__init__.py", "mine/more.py"} <= names and "json.py" not in names
+    assert {"my_tasks.py", "mine/__init__.py", "mine/more.py", "by_gin.py", "by/gin.py"} <= names
+    assert "json.py" not in names
 
 
 def test_parts_need_no_settings(gcloud, capfd):
