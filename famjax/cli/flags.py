@@ -177,11 +177,11 @@ def check_folder(flag: str, path: str | Path) -> None:
 def check_file(flag: str, path: str | Path) -> None:
     """Raises `ConfigError` if a file that is to be written is a directory or a device, or its directory is missing or
     may not be written."""
-    folder = Path(path).absolute().parent
+    folder = Path(path).resolve().parent  # a link stays, and its file is written
     if Path(path).is_dir() or not folder.is_dir():
         raise ConfigError(f"{flag} {path}: {'is a directory' if Path(path).is_dir() else 'its directory is missing'}")
     # A file would take the place of a device or a pipe, such as /dev/null, or of a link there, such as /dev/stdout.
-    if Path(path).exists() and not Path(path).is_file() or folder == Path("/dev"):
+    if Path(path).exists() and not Path(path).is_file() or Path(path).absolute().parent == Path("/dev"):
         raise ConfigError(f"{flag} {path} is not a regular file; name a file")
     _check_writable(flag, path, folder)
 

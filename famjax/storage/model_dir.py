@@ -105,8 +105,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file atomically: a reader sees the old content or the new one."""
-    path = Path(path)
+    """Writes a file atomically: a reader sees the old content or the new one. A symbolic link stays one."""
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with interrupts.held():

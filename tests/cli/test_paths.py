@@ -20,6 +20,7 @@ from famjax.data import files
 from famjax.infer.load import load
 from famjax.storage import arrays, steps
 from famjax.storage.checkpoint import save_model
+from famjax.storage.model_dir import write_text
 from tests import tiny
 from tests.pretrained.test_bad_folders import write_llama
 from tests.train.processes import GIN
@@ -197,6 +198,21 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
             flags.check_file("--output", path)
     flags.check_file("--output", tmp_path / "new")
     assert pipe.is_fifo()
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell's `>` does. The folder that must be writable is that of the file."""
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "scores.jsonl"
+    link.symlink_to(tmp_path / "disk" / "real.jsonl")
+    for text in ("new", "newer"):
+        flags.check_file("--output", link)
+        write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "disk" / "real.jsonl").read_text() == text
+    assert [path.name for path in sorted((tmp_path / "disk").iterdir())] == ["real.jsonl"]
+    monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder) != tmp_path / "disk")
+    with pytest.raises(ConfigError, match=f"nothing may be written in {tmp_path / 'disk'}"):
+        flags.check_file("--output", link)
 
 
 def test_a_folder_that_may_not_be_written_is_found_before_any_work(
