@@ -53,6 +53,13 @@ class PassKeyConfig(CurriculumConfig):
         """Raises `ConfigError` if a nonzero share of the rows is less than one row."""
         _check_streams(self.stream_share, self.stream_rows(batch_size), batch_size)
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings of streams that change nothing, since no row is one, and why."""
+        names = [] if self.stream_share else ["stream_blocks", "stream_gated", "stream_told_again"]
+        changed = (name for name in names if getattr(self, name) != getattr(PassKeyConfig, name))
+        return {f"{name} {getattr(self, name)!r}": "PassKeyConfig.stream_share is 0" for name in changed}
+
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)

@@ -220,7 +220,7 @@ class TrainConfig:
 
     @property
     def without_effect(self) -> dict[str, str]:
-        """Settings of the memory that are on but change nothing in this training, as in twins without FAM, and why."""
+        """Settings of memory and streams that are on but change nothing here, as in twins without FAM, and why."""
         memory = self.model.memory
         found = {
             f"{one.name} {getattr(memory, one.name)!r}": memory.unused(one.name)
@@ -231,6 +231,8 @@ class TrainConfig:
         for name in ("carried_fam_rms", "fam_growth_loss"):
             if value := getattr(self, name):
                 found[f"{name} {value!r}"] = reason
+        if isinstance(self.generated, PassKeyConfig):
+            found |= self.generated.without_effect
         return {setting: reason for setting, reason in found.items() if reason}
 
     @property
@@ -349,6 +351,12 @@ class TrainConfig:
                         f"in_training/EvalConfig.{name} has no effect: EVAL_PERIOD evaluates the model as it is "
                         f"trained; leave it out, and use famjax eval"
                     )
+            digits, asked = self.passkey.key_digits, self.evaluation.key_digits
+            if self.task == "passkey" and "passkey" in self.evaluation.tasks and asked != digits:
+                raise ConfigError(
+                    f"EVAL_PERIOD evaluates keys of {asked} digits, but those of the training have {digits} "
+                    f"(PassKeyConfig.key_digits); set --gin.in_training/EvalConfig.key_digits={digits} too"
+                )
             if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
                 raise ConfigError(
                     f"EVAL_PERIOD evaluates the pass key, which needs ASCII bytes, but vocab_size is "

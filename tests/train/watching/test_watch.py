@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from famjax.config import ConfigError, EvalConfig, LoraConfig, OptimizerConfig, TrainConfig
+from famjax.config import ConfigError, EvalConfig, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
@@ -156,6 +156,16 @@ def test_settings_without_effect_are_named():
     ]
 
 
+def test_settings_of_streams_without_any_are_named():
+    """Those of the pass key, in a training on it without streams alone."""
+    keys = PassKeyConfig(stream_blocks=99, stream_told_again=0.5)
+    config = TrainConfig(model_dir="none", model=tiny.config(), passkey=keys)
+    why = "PassKeyConfig.stream_share is 0"
+    assert config.without_effect.items() >= {("stream_blocks 99", why), ("stream_told_again 0.5", why)}
+    for other in ({"passkey": dataclasses.replace(keys, stream_share=0.5)}, {"task": "text"}):
+        assert why not in dataclasses.replace(config, **other).without_effect.values()
+
+
 def test_pairs_of_layers_without_lora_do_not_count_as_trained():
     """With `first_layer` 1 of two layers, half of the pairs."""
     lora = LoraConfig(rank=2, projections=("query",), first_layer=1)
@@ -284,3 +294,14 @@ def test_an_evaluation_takes_the_model_as_it_is_trained(name, value):
     evaluation = dataclasses.replace(config.evaluation, **{name: value})
     with pytest.raises(ConfigError, match=f"in_training/EvalConfig.{name} has no effect"):
         dataclasses.replace(config, evaluation=evaluation).validate()
+
+
+def test_an_evaluation_has_keys_as_long_as_the_trainings():
+    """Other keys would be another task, whose numbers say nothing about the training."""
+    model = dataclasses.replace(tiny.config(), vocab_size=128)
+    keys = PassKeyConfig(key_digits=7)
+    config = TrainConfig(model_dir="m", model=model, eval_period=2, sequence_length=8, passkey=keys)
+    with pytest.raises(ConfigError, match="evaluates keys of 5 digits, but those of the training have 7 .*=7 too"):
+        config.validate()
+    dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, key_digits=7)).validate()
+    dataclasses.replace(config, eval_period=0).validate()
