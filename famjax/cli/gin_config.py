@@ -12,7 +12,9 @@ independent. Every user error becomes a `ConfigError` of one line.
 import dataclasses
 import importlib.util  # noqa: F401 - gin's own file reader uses it and forgets to import it
 import itertools
+import os
 import re
+import sys
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -180,6 +182,8 @@ def load(
 ) -> tuple[T, str]:  # fmt: skip
     """Returns a configuration of class `root`, and the operative configuration as gin text."""
     register(root)
+    if os.getcwd() not in sys.path:  # for `import` in gin files, as for DataConfig.modules
+        sys.path.append(os.getcwd())
     gin.clear_config()
     try:
         with searching(search_path(search_paths)):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import sys
 from pathlib import Path
 
 import gin
@@ -100,6 +101,16 @@ def test_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_train_config(["a.gin"], ["here", "there"])[0].steps == 1
     monkeypatch.chdir(tmp_path / "here")
     assert load_train_config(["a.gin"], ["../there"])[0].steps == 1
+
+
+def test_imports_find_modules_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `DataConfig.modules` do: unlike `python -m famjax`, the command `famjax` does not have it on Python's path."""
+    (tmp_path / "tasks_beside_gin.py").write_text("")
+    (tmp_path / "a.gin").write_text(f"import tasks_beside_gin\ninclude '{FAM}'\n")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    load_train_config(["a.gin"])
+    assert sys.modules.pop("tasks_beside_gin").__file__ == str(tmp_path / "tasks_beside_gin.py")
 
 
 @dataclasses.dataclass(frozen=True)
