@@ -23,6 +23,8 @@ from famjax.launch.supervisor import Supervision
 
 ACTIONS = ("all", "logs", "status", "delete")
 TEMPLATE = "launch/gke/jobset.yaml"
+# Label with the JobSet's name, which its controller gives to Jobs and pods.
+NAME_LABEL = "jobset.sigs.k8s.io/jobset-name"
 # A process is first restarted within its pod, which is faster; the JobSet counts its own restarts.
 RESTARTS_IN_POD = 3
 # Parts of kubectl's error messages, each with a remedy.
@@ -151,8 +153,10 @@ def _metadata(options: Options) -> dict[str, Any]:
 def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dict[str, Any]:
     slices, supervision = options.slices, options.supervision
     jobset["metadata"] |= _metadata(options)
+    labels = jobset["metadata"].setdefault("labels", {})
+    labels[NAME_LABEL] = options.name  # so that `status` also selects the JobSet itself
     if options.queue:
-        jobset["metadata"].setdefault("labels", {})["kueue.x-k8s.io/queue-name"] = options.queue
+        labels["kueue.x-k8s.io/queue-name"] = options.queue
     jobset["spec"]["failurePolicy"]["maxRestarts"] = supervision.restarts
     replicated = jobset["spec"]["replicatedJobs"][0]
     replicated["replicas"] = slices.slices
@@ -225,7 +229,7 @@ def kubectl(options: Options, why: str, *words: str, text: str = "") -> Command:
 
 def logs(options: Options) -> Command:
     """Returns the command that follows the log of process 0, on the first host of the first slice."""
-    first = f"jobset.sigs.k8s.io/jobset-name={options.name},jobset.sigs.k8s.io/job-index=0"
+    first = f"{NAME_LABEL}={options.name},jobset.sigs.k8s.io/job-index=0"
     selector = f"--selector={first},batch.kubernetes.io/job-completion-index=0"
     return kubectl(options, "the log of process 0", "logs", "--follow", "--tail=-1", "--container=train", selector)
 
@@ -239,7 +243,7 @@ def deletion(options: Options) -> Command:
 def status(options: Options) -> Command:
     """Returns the command that shows the JobSet and its pods."""
     return kubectl(options, "its status", "get", "jobset,job,pod",
-                   f"--selector=jobset.sigs.k8s.io/jobset-name={options.name}")  # fmt: skip
+                   f"--selector={NAME_LABEL}={options.name}")  # fmt: skip
 
 
 def submissions(training: Training, options: Options) -> list[Command]:

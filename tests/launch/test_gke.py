@@ -105,6 +105,8 @@ def test_slices_hosts_and_labels(kubectl, gin):
     assert jobset["metadata"]["annotations"] == {
         "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
     }
+    # The label that `--do status` selects by: the JobSet's controller sets it on Jobs and pods only.
+    assert jobset["metadata"]["labels"] == {"jobset.sigs.k8s.io/jobset-name": "fam-1"}
     rule = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}
     (replicated,) = jobset["spec"]["replicatedJobs"]
