@@ -82,7 +82,15 @@ def _of_files(paths: Sequence[str], kind: str, config: SourceConfig) -> Source:
         if config.part_bytes:
             return TextParts(paths, config.part_bytes, config.kind == "auto")
         return TextFiles(paths, config.kind == "auto")
+    _check_whole(config, kind)
     return TextLines(paths) if kind == "lines" else JsonLines(paths, config)
+
+
+def _check_whole(config: SourceConfig, kind: str) -> None:
+    """Raises `ConfigError` if documents of a kind that is not split are to be."""
+    if config.part_bytes:
+        raise ConfigError(f"part_bytes {config.part_bytes} has no effect on {config.path}, of kind {kind!r}: only "
+                          f"files of kind 'text' are split; set it to 0")  # fmt: skip
 
 
 def _checked_text(content: bytes, path: str, place: str, begins: bool = True) -> str:
@@ -263,6 +271,7 @@ def _document(fields: dict[str, Any], config: SourceConfig, place: Any) -> Docum
 def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
     if len(paths) > 1 or not files.is_directory(paths[0]):
         raise ConfigError(f"{config.path} is not one folder; a dataset is a folder that `save_to_disk` wrote")
+    _check_whole(config, "dataset")
     folder = paths[0].rstrip("/")
     if (splits := files.splits_of(folder)) is not None:
         raise ConfigError(f"{folder} has the splits {', '.join(splits)}; name one of them, for example {folder}/train")

@@ -92,6 +92,16 @@ def test_a_part_may_begin_with_json(tmp_path):
         documents(tmp_path / "a.txt", part_bytes=9)
 
 
+def test_only_text_files_are_split(tmp_path):
+    """Lines and JSON lines are documents already, so that `part_bytes` would be ignored."""
+    for name in ("a.jsonl", "b.txt"):
+        (tmp_path / name).write_text('{"text": "some text"}\n')
+    for name, kind in (("a.jsonl", "auto"), ("b.txt", "lines"), ("b.txt", "jsonl")):
+        assert len(documents(tmp_path / name, kind=kind)) == 1
+        with pytest.raises(ConfigError, match=f"part_bytes 9 has no effect on .*{name}, of kind '(lines|jsonl)'"):
+            documents(tmp_path / name, kind=kind, part_bytes=9)
+
+
 def test_remote_paths(tmp_path):
     """Whatever fsspec reads: globs, gzip, ranges of bytes."""
     files = fsspec.filesystem("memory")
