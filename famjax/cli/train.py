@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from famjax.train.dry_run import dry_run
 
+        _evaluation(config)  # finds what would stop it
         dry_run(config)
         return 0
     from famjax.train.loop import train

@@ -88,7 +88,7 @@ class EvalConfig:
         if not self.tasks:
             raise ConfigError("no task to evaluate; add --task NAME (famjax eval --list shows them)")
         if "text" in self.tasks and not self.sources:
-            raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
+            raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt', or set EvalConfig.sources")
         self.mqar.validate()
         self.tracking.validate()
         check_mesh(self.mesh)

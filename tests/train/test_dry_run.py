@@ -69,6 +69,19 @@ def test_flags_of_a_job_are_checked_as_at_its_start(words, message, tmp_path, ca
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [("task='recal'", "'recal'"), ("data=('nowhere.txt',)", "nowhere.txt"), ("task='text'", "set EvalConfig.sources")],
+)
+def test_the_evaluation_of_a_training_is_checked(binding, message, tmp_path, capsys):
+    """As at the start of the training, which would end there."""
+    words = [f"--gin.MODEL_DIR='{tmp_path}/m'", "--gin.EVAL_PERIOD=5", f"--gin.in_training/EvalConfig.{binding}"]
+    words += ["--gin.in_training/EvalConfig.task='piqa'"] * binding.startswith("data")
+    assert main([*TINY, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_where_it_would_start(tmp_path):
     """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
     assert beginning.reported(settings(tmp_path / "m")) == "random weights, seed 0"
