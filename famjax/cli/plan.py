@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli.flags import add_gin_arguments, check_folder, gin_words, lengths, refuse
-from famjax.config import ConfigError, PassKeyConfig, TrainConfig
-from famjax.config.checks import at_least
+from famjax.config import ConfigError, PassKeyConfig, TrainConfig, check_mesh
+from famjax.config.checks import at_least, check_types
 from famjax.config.curriculum import CurriculumConfig
 from famjax.process.progress import Progress
 
@@ -75,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
     topology = topologies.planned(args.topology, args.num_slices)
     given, text = _loaded(args, args.gin_bindings)
     config = _without_data(given)
+    check_types(config)
+    check_mesh(config.mesh)
+    # The mesh is left to the next check, which names one that fits, or to --search.
+    dataclasses.replace(config, mesh={}, microbatches=1 if args.search else config.microbatches).validate()
     if not args.search:
         topologies.check_mesh(config.mesh, topology, config.batch_size, config.microbatches)
         config.validate()

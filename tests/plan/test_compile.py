@@ -83,6 +83,17 @@ def test_serving(program, part, tmp_path):
         (("--topology", "v5e:4x4", *TINY), "is 4 devices, but v5e:4x4 has 16 devices"),
         (("--topology", "v5e:2x2"), "no settings: add --gin_file"),
         (("--topology", "v5e:2x2", *TINY, "--gin.BATCH_SIZE=6"), "BATCH_SIZE 6 does not divide"),
+        (("--topology", "v5e:4x4", *TINY, "--gin.MICROBATCHES=0"), "MICROBATCHES is 0; it must be at least 1"),
+        (("--topology", "v5e:2x2", *TINY, "--gin.MESH=4"), "TrainConfig.mesh is 4; it must be of type dict"),
+        (("--topology", "v5e:2x2", *TINY, "--gin.MESH={'data': '4'}"), "MESH axis data is '4'; it must be a number"),
+        (
+            ("--topology", "v5e:2x2", "--gin_file", "gin/models/fam_1b.gin", "--search", "--gin.BATCH_SIZE=0"),
+            "BATCH_SIZE is 0; it must be at least 1",
+        ),
+        (
+            ("--topology", "v5e:2x2", "--gin_file", "gin/models/fam_1b.gin", "--search", "--gin.BATCH_SIZE='8'"),
+            "TrainConfig.batch_size is '8'; it must be of type int",
+        ),
         (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "'8q' is not a length"),
         (("--topology", "v5e:2x2", *TINY, "--lengths", "1k,1km"), "'1km' is not a length"),
         (
