@@ -12,6 +12,7 @@ from typing import Any
 
 from famjax.config import ConfigError
 from famjax.config.checks import at_least, one_of
+from famjax.config.text import read_text
 from famjax.config.tpu import Topology, parse
 from famjax.launch import commands
 from famjax.launch.bundle import worker_words
@@ -141,7 +142,7 @@ def _read(path: Path) -> Any:
     import yaml  # type: ignore[import-untyped, unused-ignore]
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 

@@ -244,3 +244,6 @@ def test_a_template_that_is_none(kubectl, gin, capfd, tmp_path, text):
     path.write_text(text)
     assert launch(gin, "--template", str(path)) == 2
     assert f"famjax launch: {path} " in capfd.readouterr().err and kubectl.calls == []
+    path.write_bytes(b"\xff")
+    assert launch(gin, "--template", str(path)) == 2
+    assert f"famjax launch: {path}: this is not UTF-8 text" in capfd.readouterr().err
