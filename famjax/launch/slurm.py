@@ -3,6 +3,7 @@
 Slurm starts all processes with one `srun`; each detects its index from SLURM_*, and has its own supervisor.
 """
 
+import contextlib
 import dataclasses
 import re
 import shlex
@@ -159,15 +160,27 @@ def run(training: Training | None, options: Options) -> int:
     if there.is_file() and there.read_text(encoding="utf-8") != training.gin:
         raise ConfigError(f"{there} has other settings, which a job of this name reads at its start and at every "
                           f"restart; use another --name, or delete the file if that job has ended")  # fmt: skip
-    try:
-        write_text(there, training.gin)
-        write_text(place / f"{options.name}.sh", script(training, options))
-    except OSError as error:
-        raise ConfigError(f"MODEL_DIR {place.parent} cannot be written here: {error.strerror}") from error
-    result = commands.run(submission(training, options))
-    if result.code:
-        raise Failed(f"{options.name} was not submitted: {result.reason}; nothing is running")
+    files = (there, place / f"{options.name}.sh")
+    created = [path for path in (*files, place, *place.parents) if not path.exists()]
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove, created)  # no job reads these settings then, and others may be submitted
+        try:
+            for path, text in zip(files, (training.gin, script(training, options)), strict=True):
+                write_text(path, text)
+        except OSError as error:
+            raise ConfigError(f"MODEL_DIR {place.parent} cannot be written here: {error.strerror}") from error
+        result = commands.run(submission(training, options))
+        if result.code:
+            raise Failed(f"{options.name} was not submitted: {result.reason}; nothing is running")
+        undo.pop_all()
     number = result.out.strip().split(";")[0]
     say(f"{options.name} is submitted as job {number}; its log: {place / options.name}-{number}.log; "
         f"cancel it: scancel {number}")  # fmt: skip
     return 0
+
+
+def _remove(created: list[Path]) -> None:
+    """Removes files, then folders that are empty, the inner ones first."""
+    for path in created:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()

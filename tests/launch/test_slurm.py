@@ -144,6 +144,11 @@ def test_a_refusal_and_later_parts(slurm, gin, place, capfd):
     line = capfd.readouterr().err.splitlines()[-1]
     assert line == ("famjax launch: fam-1 was not submitted: sbatch: error: invalid partition specified: gpu; nothing "
                     "is running")  # fmt: skip
+    assert not place.exists(), "no job has these settings: others must not be refused"
+    slurm.answer(sbatch=[[0, "4711\n", ""], [1, "", "sbatch: error: invalid partition specified: gpu\n"]])
+    slurm.folder.joinpath("calls").unlink()
+    assert (launch(gin, place, "--gin.LEARNING_RATE=0.5"), launch(gin, place, "--gin.LEARNING_RATE=0.5")) == (0, 1)
+    assert (place / "launch/fam-1.gin").is_file() and (place / "launch/fam-1.sh").is_file(), "the first job reads them"
     for action, program in (("status", "squeue"), ("delete", "scancel")):
         assert main.main(["launch", "--target", "slurm", "--name", "fam-1", "--do", action]) == 0
         assert slurm.calls[-1][1] == [program, "--name=fam-1", "--me"]
