@@ -29,6 +29,8 @@ ABOVE, GONE = 100, 76
 POLL_SECONDS, RETRY_SECONDS, NEWS_SECONDS = 30.0, 15.0, 600.0
 TRIES, RECONNECTS = 3, 20
 ABSENT = "not.found"
+# Errors that no other attempt resolves.
+NO_ACCESS = "permission.denied|not have permission|active account"
 # Parts of gcloud's error messages, each with a remedy.
 HINTS = (
     ("quota", "request more quota in this zone, or use another --zone, --topology or --spot"),
@@ -161,7 +163,9 @@ class Job(Commands):
                 self.start()
                 lines = "20"
                 continue
-            state, _ = self.state()
+            state, why = self.state()
+            if not state and re.search(NO_ACCESS, why, re.IGNORECASE):
+                raise Failed(_explained(f"the log of {self.options.name} cannot be read", why))
             if state in TAKEN or state in (BROKEN, "ABSENT"):
                 raise Taken(f"{self.options.name} was preempted (state {state})")
             lost = lost + 1 if time.monotonic() - began < 10 * RETRY_SECONDS else 1

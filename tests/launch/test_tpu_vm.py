@@ -218,6 +218,14 @@ def test_a_connection_that_stays_lost(gcloud, gin, capfd, monkeypatch):
     assert "billed" in line and "delete" not in gcloud.asked
 
 
+def test_a_log_without_access_is_not_tried_again(gcloud, capfd):
+    """Nobody is logged in: 20 more attempts, each with gcloud's error, would take minutes."""
+    gcloud.answer(describe=[[1, "", "ERROR: You do not currently have an active account selected."]], follow=[LOST])
+    assert main.main(["launch", "--target", "tpu-vm", "--name", "fam-1", "--zone", "us-east5-a", "--do", "logs"]) == 1
+    assert gcloud.asked == ["follow", "describe"]
+    assert "the log of fam-1 cannot be read: ERROR: You do not" in (line := said(capfd)) and "gcloud auth login" in line
+
+
 @pytest.mark.parametrize("code", [175, 176])
 def test_a_worker_that_stopped_is_started_again(gcloud, gin, code):
     """A VM that was restarted, or a SIGTERM on one: the same job again on all workers."""
