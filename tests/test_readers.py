@@ -15,7 +15,7 @@ OWN = {
     "process/memory.py", "storage/pieces.py", "storage/unfinished.py", "jobs/peers.py", "jobs/distributed.py",
     "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
     "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
-    "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
+    "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
     "storage/lock.py", "cli/compare_runs.py", "evals/memories.py",
 }  # fmt: skip
 DECODERS = {
