@@ -83,9 +83,11 @@ def _overview(found: dict[str, Any]) -> Figure:
         top.colorbar(picture, ax=axes, format=PercentFormatter(1, decimals=0 if np.nanmax(values) > 0.02 else 2))
     gated = bool(found["write_gates"])
     left, middle, *of_gates, right = bottom.subplots(1, 3 + gated)
-    _curves(left, middle, found["by_block"])
+    layers = found["maps"]["layers"]
+    shades = _shades(layers[0], layers[-1])
+    _curves(left, middle, found["by_block"], shades)
     for axes in of_gates:
-        _gate_curves(axes, found["by_block"])
+        _gate_curves(axes, found["by_block"], shades)
     if found["recall"] and "exact_match" in found["recall"][0]:
         _key_recall(right, found["recall"])
     elif found["recall"]:
@@ -93,14 +95,17 @@ def _overview(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _shades(layers: int) -> Any:
-    return plt.get_cmap("viridis")(np.linspace(0, 0.9, layers))
+def _shades(first: int, last: int) -> Any:
+    """Returns the colors of layers from the first to the last with FAM, for lines and a color bar: viridis without the
+    yellow that is hardly seen on white."""
+    colors = matplotlib.colors.ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
+    return matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(first, max(last, first + 1)), colors)
 
 
-def _gate_curves(axes: Any, by_block: dict[str, Any]) -> None:
+def _gate_curves(axes: Any, by_block: dict[str, Any], shades: Any) -> None:
     block = np.array(by_block["block"])
     mean, least, most = (np.array(by_block[f"write_gate_{name}"], float) for name in ("mean", "min", "max"))
-    for layer, color in enumerate(_shades(mean.shape[1])):
+    for layer, color in enumerate(shades.to_rgba(range(mean.shape[1]))):
         axes.plot(block, mean[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
         axes.fill_between(block, least[:, layer], most[:, layer], color=color, alpha=0.15, lw=0)
     axes.set(xlabel="block", title="gate of FAM's updates: mean, min to max", ylim=(-0.03, 1.03))
@@ -108,10 +113,10 @@ def _gate_curves(axes: Any, by_block: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _curves(left: Any, middle: Any, by_block: dict[str, Any]) -> None:
+def _curves(left: Any, middle: Any, by_block: dict[str, Any], shades: Any) -> None:
     block = np.array(by_block["block"])
     rms, change, shares = (np.array(by_block[name], float) for name in ("fam_rms", "fam_change", "input_to_fam"))
-    for layer, color in enumerate(_shades(rms.shape[1])):
+    for layer, color in enumerate(shades.to_rgba(range(rms.shape[1]))):
         left.plot(block, rms[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
         left.plot(block, change[:, layer], color=color, lw=1, ls=":")
         middle.plot(block, 100 * shares[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
@@ -120,9 +125,7 @@ def _curves(left: Any, middle: Any, by_block: dict[str, Any]) -> None:
     for axes in (left, middle):
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
-    norm = matplotlib.colors.Normalize(0, max(rms.shape[1] - 1, 1))
-    mappable = matplotlib.cm.ScalarMappable(norm, "viridis")
-    middle.figure.colorbar(mappable, ax=middle, label="layer", ticks=MaxNLocator(integer=True))
+    middle.figure.colorbar(shades, ax=middle, label="layer", ticks=MaxNLocator(integer=True))
 
 
 def _key_recall(axes: Any, rows: list[dict[str, Any]]) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from famjax.cli.main import main
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import ByteVocabulary
+from famjax.evals.inspect import report
 from famjax.evals.inspect.summary import sentences
 from famjax.storage.checkpoint import save_model
 from tests import tiny
@@ -98,6 +100,7 @@ def test_means_are_over_layers_with_fam(tmp_path: Path) -> None:
     assert main(words) == 0
     found = strictly(tmp_path / "inspect.json")
     shares, by_block = found["attention"], found["by_block"]
+    assert found["maps"]["layers"] == [1]
     for which in ("input", "answer"):
         assert [head[1] for head in shares[which][0]] == [None, None] and None not in np.ravel(shares[which][1])
     assert np.ravel(shares["fam_queries"][0]).tolist() == [None] * 4
@@ -215,3 +218,16 @@ def test_one_passage_shows_no_gain() -> None:
     assert "changes the answer by -0.500 and the rest by -1.500 (-1.500 to -1.500)." in said[3]
     assert "significant (95%) at 1 of 1 distances, the farthest 1 updates (0.300)" in said[-1]
     assert sentences(found | {"recall": [one]})[-1].startswith("Too few passages")
+
+
+def test_lines_have_the_colors_of_the_bar() -> None:
+    """Layers 2 and 3 of four have FAM: their lines have the colors at the ends of the bar beside them."""
+    nothing = [None, None]
+    by_block = {"block": [0, 1], **{name: [[*nothing, 1.0, 2.0]] * 2 for name in ("fam_rms", "fam_change")}}
+    _, (left, middle) = plt.subplots(1, 2)
+    report._curves(left, middle, by_block | {"input_to_fam": by_block["fam_rms"]}, report._shades(2, 3))
+    (bar,) = (axes for axes in middle.figure.axes if axes not in (left, middle))
+    colors = bar._colorbar.mappable.to_rgba([2, 3])
+    assert bar.get_ylim() == (2, 3)
+    np.testing.assert_array_equal([line.get_color() for line in middle.lines[2:]], colors)
+    plt.close("all")
