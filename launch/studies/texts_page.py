@@ -45,16 +45,15 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
     for found in sorted(results.values(), key=lambda found: (found.get("join") is not None, found["steps"])):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
-        by_kind = {kind: {run.segments for run in runs if run.kind == kind} for kind in ("bswa", "gated")}
-        for segments in sorted(by_kind["bswa"] & by_kind["gated"]):
+        for segments in sorted(run.segments for run in runs if run.kind == "bswa"):
             cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents"]
             cells += [f"{found['steps']:,}", str(segments)]
             for read in READ:
                 bswa, gated = (
-                    [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read][f"{kind}_m{segments}"]]
-                    for kind in by_kind
+                    [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read].get(f"{kind}_m{segments}", [])]
+                    for kind in ("bswa", "gated")
                 )
-                cells += [f"{mean(bswa):.3f}", f"{mean(gated):.3f}", difference(gated, bswa)]
+                cells += [f"{mean(bswa):.3f}", *((f"{mean(gated):.3f}", difference(gated, bswa)) if gated else "--")]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
