@@ -33,6 +33,13 @@ class CurriculumConfig:
     text_weight: float = 0.05
     text_tokens: int = 32
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing, and why."""
+        if self.straddle_share or not self.straddle_behind:
+            return {}
+        return {f"straddle_behind {self.straddle_behind}": f"{type(self).__name__}.straddle_share is 0"}
+
     def check_curriculum(self) -> None:
         """Raises `ConfigError` on the first of these settings that cannot work."""
         ascending("stages", self.stages, "blocks of filler")

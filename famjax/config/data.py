@@ -55,10 +55,11 @@ class PassKeyConfig(CurriculumConfig):
 
     @property
     def without_effect(self) -> dict[str, str]:
-        """Settings of streams that change nothing, since no row is one, and why."""
+        """Settings that change nothing, those of streams if no row is one, and why."""
         names = [] if self.stream_share else ["stream_blocks", "stream_gated", "stream_told_again"]
         changed = (name for name in names if getattr(self, name) != getattr(PassKeyConfig, name))
-        return {f"{name} {getattr(self, name)!r}": "PassKeyConfig.stream_share is 0" for name in changed}
+        found = {f"{name} {getattr(self, name)!r}": "PassKeyConfig.stream_share is 0" for name in changed}
+        return super().without_effect | found
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""

@@ -220,7 +220,7 @@ class TrainConfig:
 
     @property
     def without_effect(self) -> dict[str, str]:
-        """Settings of memory and streams that are on but change nothing here, as in twins without FAM, and why."""
+        """Settings of memory and data that are on but change nothing here, as in twins without FAM, and why."""
         memory = self.model.memory
         found = {
             f"{one.name} {getattr(memory, one.name)!r}": memory.unused(one.name)
@@ -231,7 +231,12 @@ class TrainConfig:
         for name in ("carried_fam_rms", "fam_growth_loss"):
             if value := getattr(self, name):
                 found[f"{name} {value!r}"] = reason
-        if isinstance(self.generated, PassKeyConfig):
+        # The share and the weight of something that is off.
+        if self.carried_fam_share != TrainConfig.carried_fam_share and not self.carried_fam_rms:
+            found[f"carried_fam_share {self.carried_fam_share!r}"] = "carried_fam_rms is 0"
+        if self.data.repeat_weight != DataConfig.repeat_weight and not self.data.repeat_segment:
+            found[f"repeat_weight {self.data.repeat_weight!r}"] = "repeat_segment is 0"
+        if isinstance(self.generated, CurriculumConfig):
             found |= self.generated.without_effect
         return {setting: reason for setting, reason in found.items() if reason}
 

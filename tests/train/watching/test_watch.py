@@ -13,7 +13,16 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from famjax.config import ConfigError, EvalConfig, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import (
+    BabiConfig,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PassKeyConfig,
+    TrainConfig,
+)
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
@@ -164,6 +173,28 @@ def test_settings_of_streams_without_any_are_named():
     assert config.without_effect.items() >= {("stream_blocks 99", why), ("stream_told_again 0.5", why)}
     for other in ({"passkey": dataclasses.replace(keys, stream_share=0.5)}, {"task": "text"}):
         assert why not in dataclasses.replace(config, **other).without_effect.values()
+
+
+BEHIND = PassKeyConfig(straddle_behind=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "on", "said"),
+    [
+        ({"passkey": BEHIND}, {"passkey": dataclasses.replace(BEHIND, straddle_share=0.1)},
+         ("straddle_behind 4", "PassKeyConfig.straddle_share is 0")),
+        ({"task": "babi", "babi": BabiConfig(straddle_behind=4)}, {"babi": BabiConfig()},
+         ("straddle_behind 4", "BabiConfig.straddle_share is 0")),
+        ({"carried_fam_share": 0.5}, {"carried_fam_rms": 1.0}, ("carried_fam_share 0.5", "carried_fam_rms is 0")),
+        ({"task": "text", "data": DataConfig(repeat_weight=0.5)},
+         {"data": DataConfig(repeat_weight=0.5, repeat_segment=8)}, ("repeat_weight 0.5", "repeat_segment is 0")),
+    ],
+)  # fmt: skip
+def test_the_share_or_weight_of_what_is_off_is_named(given, on, said):
+    """It is set, but scales something that is switched off; switching that on removes the line."""
+    config = TrainConfig(model_dir="none", model=tiny.config(), **given)
+    assert said in config.without_effect.items()
+    assert said[0] not in dataclasses.replace(config, **on).without_effect
 
 
 def test_pairs_of_layers_without_lora_do_not_count_as_trained():
