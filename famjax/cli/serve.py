@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     much = parser.add_argument_group("limits")
     for flag, kind, what in (
         ("max-rows", int, "maximum batch size"), ("max-waiting", int, "maximum queued requests"),
-        ("max-tokens", int, "tokens per answer if the request sets no limit"),
+        ("max-tokens", int, "tokens per chat answer if the request sets no limit; /v1/completions has the API's 16"),
         ("max-body-mib", float, "maximum size of a JSON body"), ("timeout", float, "seconds per request"),
         ("grace", float, "seconds for running requests when the server stops"),
         ("prefix-cache-mib", float, "size of the prefix cache; 0 disables it"),

@@ -247,6 +247,13 @@ def test_the_page_chats(model_dir: Path, tmp_path: Path) -> None:
     assert shown["sessions"] == [["me", f"{tokens} tokens"]]
 
 
+def test_help_names_the_limits_of_both_routes(capsys: pytest.CaptureFixture[str]) -> None:
+    """--max-tokens is that of chats alone; completions have the API's own."""
+    assert main(["serve", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "per chat answer if the request sets no limit; /v1/completions has the API's 16 (default: 256)" in said
+
+
 def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "keys").write_text("# none\n")
     with listen("127.0.0.1", 0) as taken:
