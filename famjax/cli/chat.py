@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     file = args.session if args.session and Path(args.session).exists() else None
     model, session = opened(args, config, file)
     if file:
-        print(f"{file}: resuming after {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
+        late = "; --system has no effect until /reset" if args.system else ""
+        print(f"{file}: resuming after {int(session.memory.position[0]) + 1:,} tokens{late}", file=sys.stderr)
     _Conversation(model, session, turns, codec, sampling, args).run()
     return 0
 

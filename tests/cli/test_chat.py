@@ -86,6 +86,16 @@ def test_decoding_is_compiled_once_in_a_conversation(say, monkeypatch: pytest.Mo
     assert len(called) == 1
 
 
+def test_a_system_prompt_comes_too_late_for_a_session(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first turn is in the memory already, which is said; after /reset the prompt is that of a new conversation."""
+    path, flags = str(tmp_path / "a.session"), ("--system", "Be kind.")
+    with_it = say("one\n", *flags)
+    say("one\n", "--session", path)
+    monkeypatch.setattr(sys, "stderr", errors := io.StringIO())
+    assert say("two\n/reset\none\n", "--session", path, *flags).endswith(with_it)
+    assert "--system has no effect until /reset" in errors.getvalue()
+
+
 def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, said in (
         (["--session", str(tmp_path)], "is a directory"), (["--session", "none/a"], "directory is missing"),
