@@ -21,6 +21,7 @@ from famjax.config.checks import (
 from famjax.config.curriculum import CurriculumConfig
 from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
+from famjax.config.memory import OVERRIDES
 from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import LoraConfig, ModelConfig
 from famjax.config.optimizer import LORA, MEMORY, OptimizerConfig
@@ -350,7 +351,7 @@ class TrainConfig:
         at_least("skip_bad_steps", self.skip_bad_steps, 0)
         if self.eval_period:
             dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
-            for name in ("block_size", "memory_segments", "fam_length", "dtype", "mesh", "part", "again"):
+            for name in (*OVERRIDES, "dtype", "mesh", "part", "again", "model_dirs", "output_dir"):
                 if getattr(self.evaluation, name) != getattr(EvalConfig(), name):
                     raise ConfigError(
                         f"in_training/EvalConfig.{name} has no effect: EVAL_PERIOD evaluates the model as it is "

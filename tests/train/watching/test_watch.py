@@ -315,7 +315,7 @@ def test_an_evaluation_that_cannot_work_is_told_before_training():
 
 @pytest.mark.parametrize(("name", "value"), [
     ("memory_segments", 0), ("fam_length", 0), ("block_size", 8), ("dtype", "float32"), ("mesh", {"fsdp": 2}),
-    ("part", "1/2"), ("again", True),
+    ("part", "1/2"), ("again", True), ("model_dirs", ("other",)), ("output_dir", "results"),
 ])  # fmt: skip
 def test_an_evaluation_takes_the_model_as_it_is_trained(name, value):
     """Settings of `famjax eval` that an evaluation during training ignores are refused."""
