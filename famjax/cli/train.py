@@ -136,8 +136,8 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
     """Returns the evaluation that all processes run during training, or None if `eval_period` is 0."""
     if not config.eval_period:
         return None
-    from famjax.data.text_task import vocabulary_and_files
+    from famjax.data.text_task import vocabulary_and_files, vocabulary_folder
     from famjax.evals.during_training import evaluation
 
     vocabulary, _ = vocabulary_and_files(config)
-    return evaluation(config.evaluation, vocabulary, config.model.memory.block_size)
+    return evaluation(config.evaluation, vocabulary, config.model.memory.block_size, vocabulary_folder(config))

@@ -284,6 +284,14 @@ def vocabulary_path(config: TrainConfig) -> str:
     return next((folder for folder in folders if folder and has_vocabulary(folder)), "bytes")
 
 
+def vocabulary_folder(config: TrainConfig) -> Path | None:
+    """Returns the local folder of the vocabulary's files, beside which a chat template may be; None if it has none."""
+    path = vocabulary_path(config) if config.task in TASKS else "bytes"
+    if path == "bytes" or "://" in path:
+        return None
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
 def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
     """Returns the vocabulary's files for the model directory, by name.
 

@@ -4,6 +4,7 @@ An evaluation is a function from a model and its step to metrics; it does not ch
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from famjax.config import EvalConfig
 from famjax.data.vocabulary import Vocabulary
@@ -20,21 +21,22 @@ from famjax.nn.model import Transformer
 Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
-def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> Evaluate:
-    """Returns the evaluation on `config.tasks`; `vocabulary` is that of the training.
+def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int, folder: Path | None = None) -> Evaluate:
+    """Returns the evaluation on `config.tasks`; `vocabulary` is that of the training, and `folder`, if given, may have
+    its chat template.
 
     Examples, and therefore shapes, are the same at each call, so programs are compiled once.
 
     Raises:
       ConfigError: a task's settings or data cannot be used.
     """
-    codec = Codec.of(vocabulary)
-    tasks = [catalog.make(name, config, codec, block_size) for name in config.tasks]
+    codecs = [Codec.of(vocabulary, folder) for _ in config.tasks]  # one each: a chat template adds to a codec's ends
+    tasks = [catalog.make(name, config, codec, block_size) for name, codec in zip(config.tasks, codecs, strict=True)]
     edges_of = {task.name: _halves(task, config.longest) if task.by_position else () for task in tasks}
 
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
         numbers: dict[str, float] = {}
-        for task in tasks:
+        for task, codec in zip(tasks, codecs, strict=True):
             edges = edges_of[task.name]
             runner = Runner(ModelEngine(model, config.batch_size), codec, "", config.longest, edges)
             samples = list(runner.run(task))

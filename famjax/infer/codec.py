@@ -82,13 +82,15 @@ class Codec:
         self.ends = _ends(root, self.vocabulary, vocab_size)
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary) -> "Codec":
-        """Returns a codec for a vocabulary outside a model directory, with the vocabulary's own special tokens."""
+    def of(cls, vocabulary: Vocabulary, folder: Path | None = None) -> "Codec":
+        """Returns a codec for a vocabulary outside a model directory, with the vocabulary's own special tokens, or the
+        chat template and end-of-text tokens of its `folder`, as if that were the model's."""
         codec = cls.__new__(cls)
-        codec._root = None
+        codec._root = folder
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
         codec.bos = added_before(vocabulary)
-        codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
+        own = [] if vocabulary.eos is None else [vocabulary.eos]
+        codec.ends = own if folder is None else _ends(folder, vocabulary, vocabulary.size)
         return codec
 
     def copy(self) -> "Codec":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from famjax.cli import plan
+from famjax.cli import plan, train
 from famjax.cli.main import main
 from famjax.config import ConfigError, DataConfig, EvalConfig, TrainConfig
 from famjax.config.babi import BabiConfig
@@ -123,6 +123,24 @@ def test_prompts_are_those_of_the_evaluation(folder, kind):
     assert task.asking.chat == (kind == "chat")
     if kind == "chat":
         assert task.end.tolist() == codec.ends[-1:], "the answer ends as the evaluation expects it"
+
+
+def test_an_evaluation_in_training_has_the_prompts_of_the_training(folder, monkeypatch):
+    """With the chat template and the ends of answers that `famjax eval` finds in the model directory."""
+    place = tokenizers_of_ours.write(folder / "tokenizer", "byte-level")
+    (place / "chat_template.jinja").write_text(CHATML)
+    (place / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
+    evaluation = EvalConfig(task="babi", data=(f"{folder}/qa[12]_*_test.txt",), lengths=(1600,), examples=4)
+    config = config_of(folder, data=DataConfig(vocabulary=str(place)))
+    config = dataclasses.replace(config, eval_period=1, evaluation=evaluation)
+    make, made = catalog.make, []
+    monkeypatch.setattr(catalog, "make", lambda *args: made.append((make(*args), args[2])) or made[-1][0])
+    train._evaluation(config)
+    [(task, codec)] = made
+    ours = Codec(place, 400)
+    theirs = make("babi", evaluation, ours, BLOCK)
+    assert [one.digest() for one in task.examples()] == [one.digest() for one in theirs.examples()]
+    assert codec.ends == ours.ends == [1, 3] and task.settings["chat"]
 
 
 def test_answers_are_right_by_babilongs_rule_and_in_the_form_of_the_worked_examples(folder):
