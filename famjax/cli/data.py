@@ -162,6 +162,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     """Reads every document of every source once and prints counts and lengths."""
     import numpy as np
 
+    from famjax.config.text import BadText
     from famjax.data.examples import Documents
     from famjax.data.sources import open_source
     from famjax.data.text_task import check_vocabulary, vocabulary_and_files
@@ -171,18 +172,29 @@ def _check(console: Any, config: TrainConfig) -> None:
         raise ConfigError(f"--check reads the files of the task 'text'; for {config.task!r} use --show and --steps")
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
+    bad: list[BadText] = []
     for source in config.data.all_sources():
         documents = Documents(open_source(source), vocabulary, 1, None, config.data.bos, config.data.eos)
         if not len(documents):
             raise ConfigError(f"{source.path} has no documents")
-        lengths = np.zeros(len(documents), int)
+        lengths = []
         with Progress(f"reading {source.path}", len(documents), "documents") as progress:
             for i in range(len(documents)):
-                lengths[i] = len(documents.example(0, [i])[0].tokens)
+                try:
+                    lengths.append(len(documents.example(0, [i])[0].tokens))
+                except BadText as error:
+                    bad.append(error)
                 progress.advance()
-        blocks = -(-lengths // config.model.memory.block_size)
+        if not lengths:
+            continue
+        blocks = sum(-(-length // config.model.memory.block_size) for length in lengths)
         console.print(
-            f"{source.path}: {len(lengths):,} documents, {lengths.sum():,} tokens; shortest {lengths.min():,}, median "
-            f"{int(np.median(lengths)):,}, longest {lengths.max():,}; {blocks.sum():,} blocks; "
-            f"{int((lengths == 0).sum()):,} empty ones are skipped"
+            f"{source.path}: {len(lengths):,} documents, {sum(lengths):,} tokens; shortest {min(lengths):,}, median "
+            f"{int(np.median(lengths)):,}, longest {max(lengths):,}; {blocks:,} blocks; "
+            f"{lengths.count(0):,} empty ones are skipped"
         )
+    if bad:
+        for error in bad[1:]:
+            console.print(str(error))
+        more = f"; {len(bad) - 1} more above" if len(bad) > 1 else ""
+        raise ConfigError(f"{bad[0]}{more}")

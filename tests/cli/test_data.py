@@ -98,6 +98,18 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
     assert "a.jsonl:41: this is not JSON" in capsys.readouterr().err
 
 
+def test_all_bad_lines_are_found_by_one_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of all sources; the readable documents are counted. The error names the first."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\noops\n{"text": 5}\n{"text": "abcde"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "abc"}\n{"txt": "abc"}\n')
+    words = ["data", *BASE, *streams(tmp_path / "?.jsonl"), "--gin.BATCH_SIZE=1", "--check"]
+    assert main(words) == 2
+    out, error = capsys.readouterr()
+    assert "3 documents, 11 tokens; shortest 3" in out and "0 empty" in out
+    assert "a.jsonl:3: " in out and "b.jsonl:2: " in out
+    assert "a.jsonl:2: this is not JSON" in error and error.endswith("; 2 more above\n") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
