@@ -131,6 +131,9 @@ def _fractions(text: str) -> tuple[float, ...]:
 OURS = (*(name for name in SAME if name not in ("chat", "dtype")), "task", "data", "texts", "again")
 HARNESS = ("limit", "fewshot", "include_path", "cache")
 MODELS = ("model", *OVERRIDES, "dtype", "chat", "gin_bindings")
+# Settings of `EvalConfig` that the tasks of --lm-eval read, and macros of gin/runs/eval.gin for others.
+READ_BY_HARNESS = ("model_dirs", "output_dir", "batch_size", "dtype", *OVERRIDES)
+MACROS_OF_OURS = ("MIXTURE_OR_TASK_NAME", "RANDOM_SEED", "MESH")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -195,12 +198,16 @@ def _harness(args: argparse.Namespace) -> int:
     from famjax.storage.model_dir import read_config, split_step
 
     evaluation = _config(args)
+    for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings):
+        scope, _, field = name.rpartition(".")
+        if name in MACROS_OF_OURS or (scope.endswith("Config") and field not in READ_BY_HARNESS):
+            raise ConfigError(f"--gin.{name} has no effect on the tasks of --lm-eval; leave it out (docs/lm_eval.md)")
     if not evaluation.model_dirs:
         raise ConfigError("no model to evaluate; add --model DIR")
-    output = args.output or str(split_step(evaluation.model_dirs[0])[0])
+    output = evaluation.output_dir or str(split_step(evaluation.model_dirs[0])[0])
     config = HarnessConfig(
         evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, bool(args.chat),
-        args.include_path, args.cache, memory_overrides(args), evaluation.dtype or "auto",
+        args.include_path, args.cache, memory_overrides(evaluation), evaluation.dtype or "auto",
     )  # fmt: skip
     config.validate()
     for path in config.model_dirs:

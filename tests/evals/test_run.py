@@ -8,6 +8,7 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig, MqarConfig
+from famjax.evals.harness import run as harness
 from famjax.evals.reports.compare import _check_same, _name, compare
 from famjax.evals.run import _subject, run, side_by_side
 from famjax.evals.samples import Sample
@@ -201,6 +202,8 @@ def test_a_comparison_replaces_no_run(tmp_path: Path) -> None:
         (["--lm-eval", "x", "--mesh", "data=2"], "--mesh has no effect on the tasks of --lm-eval"),
         (["--lm-eval", "x", "--seed", "0"], "--seed has no effect"),
         (["--lm-eval", "x", "--task", "recall"], "--task has no effect"),
+        (["--lm-eval", "x", "--gin.MESH={'data': 2}"], "--gin.MESH has no effect on the tasks of --lm-eval"),
+        (["--lm-eval", "x", "--gin.EvalConfig.longest=9"], "--gin.EvalConfig.longest has no effect"),
         (["--limit", "3"], "--limit has no effect without --lm-eval"), (["--fewshot", "0"], "--fewshot has no effect"),
         (["--list"], "--model has no effect with --list"),
         (["--list", "--seed", "0"], "--seed has no effect with --list"),
@@ -215,6 +218,18 @@ def test_flags_of_another_kind_of_evaluation_are_refused(
     model = [] if "--compare" in words else ["--model", str(models / "one")]
     assert main(["eval", *model, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_gin_settings_of_models_hold_for_the_harness(models: Path, tmp_path: Path, monkeypatch) -> None:
+    """The memory, the batch and the output directory, as for other tasks; a flag overrides them."""
+    seen: list[harness.HarnessConfig] = []
+    monkeypatch.setattr(harness, "run", seen.append)
+    words = ["eval", "--model", str(models / "one"), "--lm-eval", "x", "--gin.FAM_LENGTH=0", "--gin.BATCH_SIZE=3"]
+    words.append(f"--gin.OUTPUT_DIR={str(tmp_path / 'out')!r}")
+    assert main(words) == 0 and main([*words, "--fam-length", "1", "--output", str(tmp_path)]) == 0
+    assert [one.memory for one in seen] == [{"fam_length": 0}, {"fam_length": 1}]
+    assert [one.output_dir for one in seen] == [str(tmp_path / "out"), str(tmp_path)]
+    assert [one.batch_size for one in seen] == [3, 3]
 
 
 def test_every_flag_belongs_to_some_kind_of_evaluation() -> None:
