@@ -34,12 +34,10 @@ def print_table(models: list[dict[str, Any]]) -> None:
     columns = ("filler blocks", "filler tokens", "FAM updates", "documents", *(model["name"] for model in models))
     table = table_of("pass key: exact match (95% interval)", columns, " | ".join(_reach_notes(models, found)))
     for rows in zip(*(model["passkey"] for model in models), strict=True):
-        first = rows[0]
-        same = {row["filler_tokens"] for row in rows}
-        tokens = " / ".join(f"{t:,.0f}" for t in sorted(same))
         cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
-        updates = f"{first['fam_updates']:.0f}"
-        table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
+        # Models may differ in their block size.
+        counts = (all_of(f"{row[name]:,.0f}" for row in rows) for name in ("filler_tokens", "fam_updates", "documents"))
+        table.add_row(str(rows[0]["filler_blocks"]), *counts, *cells)
     _add_reach(table, found, "exact_match", 4)
     wide_console(40 + 24 * (len(models) + 2)).print(table)
 

@@ -273,3 +273,16 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
 def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
     """A table shows `texts/fam`, not the whole path."""
     assert run.names_of(paths) == names
+
+
+def test_pass_key_rows_have_the_counts_of_models_with_other_blocks(capsys):
+    """Updates and documents are those of each model, as the tokens of filler are."""
+    row = {"filler_blocks": 4, "exact_match": 1.0, "low": 0.9, "high": 1.0}
+    sizes = ((32, 144.0, 6.0, 32), (64, 288.0, 5.0, 64))
+    models = [
+        {"name": f"s{size}", "tasks": {}, "passkey": [row | {"filler_tokens": t, "fam_updates": u, "documents": n}]}
+        for size, t, u, n in sizes
+    ]
+    report.print_table(models)
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("144 / 288", "6 / 5", "32 / 64"))
