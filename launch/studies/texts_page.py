@@ -28,8 +28,8 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def part(found: dict[str, Any]) -> str:
-    """Returns the part of the page with a study's tables by position; empty if only the summary shows it: with more than
-    one segment, or trained longer than the others."""
+    """Returns the part of the page with a study's tables by position; empty if only the summary shows it: with several
+    segments, or trained longer than the others."""
     most = max(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"])))
     if most > 1 or found["steps"] > STEPS:
         return ""
