@@ -50,11 +50,8 @@ XLA = Kernel()
 
 def choose(asked: str, platform: str, block_size: int) -> str:
     """The name of the kernel for `ModelConfig.attention_kernel` on a platform (`tpu`, `cpu`, `gpu`): `auto` is `fused`
-    on TPU if the block size is a multiple of 128, else `xla`.
-
-    Raises:
-      ConfigError: `fused` is requested on another platform than TPU.
-    """
+    on TPU if the block size is a multiple of 128, else `xla`. Raises `ConfigError` if `fused` is requested on another
+    platform than TPU."""
     if asked == "auto":
         return "fused" if platform == "tpu" and block_size % KERNEL_LANES == 0 else "xla"
     if asked == "fused" and platform != "tpu":

@@ -130,10 +130,7 @@ def _rates(turns: list[_Turn]) -> dict[str, Any]:
 
 def _run(target: Target, clients: int, requests: int, prompt_tokens: int, max_tokens: int, seed: int) -> _Turn:
     """Runs one round in a child process, so that clients do not share the interpreter with a server in this process.
-
-    Raises:
-      ConfigError: a request failed.
-    """
+    Raises `ConfigError` if a request fails."""
     load = {"target": target, "clients": clients, "requests": requests, "prompt_tokens": prompt_tokens,
             "max_tokens": max_tokens, "seed": seed}  # fmt: skip
     command = [sys.executable, "-m", "famjax.bench.load_test"]
@@ -178,10 +175,7 @@ def _prompt(target: Target, tokens: int, rng: np.random.Generator) -> Any:
 
 def _request(target: Target, prompt: Any, max_tokens: int) -> Took:
     """Measures one streamed completion. Tokens are counted by the server's usage, or as chunks if it reports none.
-
-    Raises:
-      ConfigError: the server returned an error, or an answer without chunks.
-    """
+    Raises `ConfigError` if the server returns an error, or an answer without chunks."""
     where = urlsplit(target.url)
     line = http.client.HTTPConnection(where.hostname or "", where.port, timeout=600)
     body = {"model": target.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True}

@@ -31,12 +31,9 @@ class Subject(NamedTuple):
 
 
 def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
-    """Returns all trainings, by seed, memory and learning rate.
-
-    Raises:
-      ConfigError: a setting is invalid, a variant, such as fam:sinks=8, changes a setting that its memory ignores, or
-        trainings differ in more than their memory (`check_alike`).
-    """
+    """Returns all trainings, by seed, memory and learning rate. Raises `ConfigError` if a setting is invalid, a
+    variant, such as fam:sinks=8, changes a setting that its memory ignores, or trainings differ in more than their
+    memory (`check_alike`)."""
     task, memories = args.gin_files or [TASK], _memories(args.memories)
     _check_bindings(args)
 

@@ -201,11 +201,8 @@ def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Sets the flags that were not given, in place: from gin (`InferConfig`), or to their defaults.
-
-    Raises:
-      ConfigError: a gin setting is wrong, or no model is given.
-    """
+    """Sets the flags that were not given, in place: from gin (`InferConfig`), or to their defaults. Raises
+    `ConfigError` if a gin setting is wrong, or no model is given."""
     config = InferConfig()
     if args.gin_files or args.gin_bindings:
         from famjax.cli.gin_config import load
@@ -243,11 +240,8 @@ def sampling_of(args: argparse.Namespace, samples: int = 1) -> Sampling:
 
 def opened(args: argparse.Namespace, config: ModelConfig, session: str | Path | None) -> "tuple[Transformer, Session]":
     """Loads the model of `args`, whose configuration is `config`, and the session in a file, or an empty one (None).
-
-    Raises:
-      ConfigError: the session cannot be read, or the model cannot continue it; before the weights are read, if its
-        memory settings differ.
-    """
+    Raises `ConfigError` if the session cannot be read, or the model cannot continue it; before the weights are read, if
+    its memory settings differ."""
     from famjax.infer import session as sessions
     from famjax.infer.load import load
     from famjax.process.compilation_cache import enable

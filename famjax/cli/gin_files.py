@@ -77,11 +77,8 @@ class GinFile(io.StringIO):
 
 
 def open_file(name: str) -> IO[str]:
-    """Opens a gin file by the name in an include or on the command line, for gin's parser.
-
-    Raises:
-      ConfigError: the name is ambiguous, or the file cannot be decoded.
-    """
+    """Opens a gin file by the name in an include or on the command line, for gin's parser. Raises `ConfigError` if the
+    name is ambiguous, or the file cannot be decoded."""
     return GinFile(find(name) or Path(name))
 
 

@@ -184,10 +184,7 @@ FirstFam = Callable[["np.ndarray"], "np.ndarray"]
 
 def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
     """Returns the initialiser of FAM's prompt or prefix: the folder's weights if it has any, else from embeddings.
-
-    Raises:
-      ConfigError: the folder was exported with a FAM whose weights are missing, or have other shapes.
-    """
+    Raises `ConfigError` if the folder was exported with a FAM whose weights are missing, or have other shapes."""
     from famjax.pretrained import prompt
     from famjax.pretrained.config_json import SECTION, memory_of
     from famjax.pretrained.folder import FAM_FILE, FAM_PREFIX, FAM_PROMPT

@@ -33,11 +33,8 @@ class BadText(ConfigError):
 
 
 def text_of(content: bytes, place: Place, errors: str = "strict") -> str:
-    """Decodes bytes as UTF-8, without the byte order mark.
-
-    Raises:
-      BadText: if they are not UTF-8 (unless `errors`, as in `bytes.decode`, allows it).
-    """
+    """Decodes bytes as UTF-8, without the byte order mark. Raises `BadText` if they are not UTF-8 (unless `errors`, as
+    in `bytes.decode`, allows it)."""
     try:
         return _without_mark(content, place).decode("utf-8", errors)
     except UnicodeDecodeError as error:
@@ -52,11 +49,8 @@ def _without_mark(content: bytes, place: Place) -> bytes:
 
 
 def without_mark(pieces: Iterable[bytes], place: Place) -> Iterator[bytes]:
-    """Yields the bytes of a UTF-8 text, which arrives in pieces of any size, without the byte order mark.
-
-    Raises:
-      BadText: if it begins with the byte order mark of another encoding.
-    """
+    """Yields the bytes of a UTF-8 text, which arrives in pieces of any size, without the byte order mark. Raises
+    `BadText` if it begins with the byte order mark of another encoding."""
     rest, first = iter(pieces), b""
     while len(first) < max(map(len, _MARKS)) and (piece := next(rest, None)) is not None:
         first += piece

@@ -210,11 +210,8 @@ class Asking:
     def hide(
         self, question: Question, filler: Filler, rng: np.random.Generator, length: int, before: Question | None = None
     ) -> Hidden:
-        """Returns a prompt of `length` tokens, with the facts at random depths of the filler.
-
-        Raises:
-          ConfigError: the prompt without filler is longer.
-        """
+        """Returns a prompt of `length` tokens, with the facts at random depths of the filler. Raises `ConfigError` if
+        the prompt without filler is longer."""
         head, facts, tail = self.parts(question, before)
         room = length - len(head) - len(tail)
         depths = sorted(rng.random(len(facts)))

@@ -154,11 +154,7 @@ class BabiTask:
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """Returns the batch of a step, a pure function of the seed, the step and the open stages, and the progress
-        after it.
-
-        Raises:
-          ConfigError: the progress belongs to other stories, books or stages.
-        """
+        after it. Raises `ConfigError` if the progress belongs to other stories, books or stages."""
         self.curriculum.check(progress)
         if progress["data"] != self._data:
             raise ConfigError(
@@ -267,11 +263,8 @@ class BabiTask:
 
 
 def make_babi_task(config: TrainConfig) -> BabiTask:
-    """Reads all files of the task; returns the task.
-
-    Raises:
-      ConfigError: stories or books are missing or cannot be read, a book is too short, or no question fits into a row.
-    """
+    """Reads all files of the task; returns the task. Raises `ConfigError` if stories or books are missing or cannot be
+    read, a book is too short, or no question fits into a row."""
     settings = config.babi
     settings.check_files_named()
     vocabulary, _ = vocabulary_and_files(config)

@@ -48,12 +48,8 @@ class Book(NamedTuple):
 
 
 def read(path: str) -> Book:
-    """Reads a text file, gzipped or not.
-
-    Raises:
-      BadText: the file cannot be read, is not in the encoding that it names (UTF-8 if none), or has Project Gutenberg's
-        header without a *** START or *** END line.
-    """
+    """Reads a text file, gzipped or not. Raises `BadText` if the file cannot be read, is not in the encoding that it
+    names (UTF-8 if none), or has Project Gutenberg's header without a *** START or *** END line."""
     content = files.read_plain(path)
     encoding, text = _text(content, path)
     text = text.replace("\r\n", "\n").replace("\r", "\n")

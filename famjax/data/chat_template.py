@@ -28,10 +28,7 @@ class ChatTemplate:
         """Renders a conversation, a dict with `role` and `content` for each message, as text.
 
         The text ends where the next answer begins. Without `add_generation_prompt` it ends with the content of the last
-        message, which can then be continued.
-
-        Raises:
-          ConfigError: if the template rejects the conversation.
+        message, which can then be continued. Raises `ConfigError` if the template rejects the conversation.
         """
         from jinja2 import TemplateError
 
@@ -58,11 +55,8 @@ class ChatTemplate:
         return before if after.startswith(" ") else before.rstrip()
 
     def around_user(self) -> tuple[str, str]:
-        """Returns the text before and after a user's only message, the latter up to where the answer begins.
-
-        Raises:
-          ConfigError: if the template does not reproduce the user's text verbatim.
-        """
+        """Returns the text before and after a user's only message, the latter up to where the answer begins. Raises
+        `ConfigError` if the template does not reproduce the user's text verbatim."""
         before, mark, after = self.render([user_message(_MARK)]).partition(_MARK)
         if not mark or _MARK in after:
             raise ConfigError("the chat template does not reproduce a user's text verbatim and once")
@@ -70,10 +64,7 @@ class ChatTemplate:
 
     def after_answer(self, text: str) -> str:
         """Returns the text from the end of an answer to the beginning of the next one, with the user's message `text`.
-
-        Raises:
-          ConfigError: if the template omits earlier answers.
-        """
+        Raises `ConfigError` if the template omits earlier answers."""
         written = self.render([user_message("a"), {"role": "assistant", "content": _MARK}, user_message(text)])
         if written.count(_MARK) <= text.count(_MARK):
             raise ConfigError("the chat template omits earlier answers; famjax cannot use it turn by turn")
@@ -87,11 +78,7 @@ def user_message(text: str) -> dict[str, str]:
 
 def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplate | None:
     """Returns the chat template of this name (True: `default`) of a model directory, from `chat_template.jinja` or
-    `tokenizer_config.json`; None if it has none.
-
-    Raises:
-      ConfigError: if there is no template of this name.
-    """
+    `tokenizer_config.json`; None if it has none. Raises `ConfigError` if there is no template of this name."""
     root = Path(model_dir)
     config = root / TOKENIZER_CONFIG
     named = _named(json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None)

@@ -24,11 +24,8 @@ def labelled_documents(
     name: str, mqar: MqarConfig, tracking: TrackingConfig, model: Vocabulary | None = None
 ) -> Labelled | None:
     """Returns the task of labelled documents with this name and these settings; None if there is none. Without `model`,
-    the model's vocabulary (`in_words`), it has a vocabulary of its own.
-
-    Raises:
-      ConfigError: `model` has too few words.
-    """
+    the model's vocabulary (`in_words`), it has a vocabulary of its own. Raises `ConfigError` if `model` has too few
+    words."""
     if model is not None and in_words(name, model):
         return mqar_in_words(name, mqar, model)
     make = LABELLED.get(name)

@@ -155,11 +155,8 @@ class Mixture:
         return [0, *(kind.begin(lane) for kind in self._kinds)]
 
     def example(self, lane: int, where: list[Any]) -> tuple[Example, list[Any]]:
-        """Returns the next example that is not empty, and the lane's position after it.
-
-        Raises:
-          ConfigError: all documents are empty, or one cannot be read.
-        """
+        """Returns the next example that is not empty, and the lane's position after it. Raises `ConfigError` if all
+        documents are empty, or one cannot be read."""
         held = self._held.get(lane)
         if held is not None and held[0] == where:
             return held[1:]

@@ -25,10 +25,7 @@ def filesystem(path: str) -> tuple[Any, str]:
 def expand(pattern: str) -> list[str]:
     """Returns the files that match a path or a glob, sorted, so that every host has the same order.
 
-    An existing path is not treated as a glob, even if it contains wildcards.
-
-    Raises:
-      ConfigError: none matches.
+    An existing path is not treated as a glob, even if it contains wildcards. Raises `ConfigError` if none matches.
     """
     if paths := found(pattern):
         return paths
@@ -125,10 +122,7 @@ def open_plain(path: str) -> IO[bytes]:
 
 def json_lines(path: str) -> Iterator[tuple[str, Any]]:
     """Yields (file:line, JSON value) for every line that is not blank; the value of an invalid line is a `BadText`.
-
-    Raises:
-      BadText: the file cannot be opened, or its gzip data is truncated.
-    """
+    Raises `BadText` if the file cannot be opened, or its gzip data is truncated."""
     with open_plain(path) as file:
         try:
             for number, line in enumerate(file, start=1):

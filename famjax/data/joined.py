@@ -75,11 +75,8 @@ class JoinedTask:
 
 
 def join(config: TrainConfig, questions: Task) -> Task:
-    """Returns `questions` with the configuration's rows of text; unchanged if it has none.
-
-    Raises:
-      ConfigError: the text cannot be read, or does not fit the vocabulary.
-    """
+    """Returns `questions` with the configuration's rows of text; unchanged if it has none. Raises `ConfigError` if the
+    text cannot be read, or does not fit the vocabulary."""
     if not config.text_rows:
         return questions
     assert isinstance(config.generated, CurriculumConfig)  # see `TrainConfig.validate`

@@ -84,10 +84,7 @@ class Labelled(Protocol):
 
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
         """Draws a document of `length` tokens and this kind; None draws one of `kinds`. `block_size` is for the bins.
-
-        Raises:
-          ConfigError: a document of this kind does not fit into `length` tokens.
-        """
+        Raises `ConfigError` if a document of this kind does not fit into `length` tokens."""
         ...
 
 

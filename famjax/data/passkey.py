@@ -144,11 +144,8 @@ class PassKeyTask:
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams, and the
-        progress after it.
-
-        Raises:
-          ConfigError: the progress belongs to a training with other stages or another number of streams.
-        """
+        progress after it. Raises `ConfigError` if the progress belongs to a training with other stages or another
+        number of streams."""
         self._check(progress)
         rng = np.random.default_rng([self.seed, step])
         progress = dict(progress)

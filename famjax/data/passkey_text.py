@@ -52,10 +52,7 @@ class _Frame(NamedTuple):
 
 class Writer:
     """Assembles documents of the task in tokens; with `bos` they begin with the vocabulary's BOS token, if it has one.
-
-    Raises:
-      ConfigError: the vocabulary cannot encode the text.
-    """
+    Raises `ConfigError` if the vocabulary cannot encode the text."""
 
     def __init__(self, vocabulary: Vocabulary, bos: bool = True):
         self.vocabulary = vocabulary

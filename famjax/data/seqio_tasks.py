@@ -23,11 +23,8 @@ TFDS = "tfds:"
 
 
 def load_seqio(modules: tuple[str, ...] = ()) -> Any:
-    """Imports seqio and the modules that register tasks, and hides accelerators from tensorflow; returns seqio.
-
-    Raises:
-      ConfigError: an import fails, or tensorflow has initialised the accelerators already.
-    """
+    """Imports seqio and the modules that register tasks, and hides accelerators from tensorflow; returns seqio. Raises
+    `ConfigError` if an import fails, or tensorflow has initialised the accelerators already."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -53,11 +50,8 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
 
 
 def find_task(name: str, data: DataConfig) -> Any:
-    """Returns a registered task or mixture of seqio, or the task of a TFDS dataset.
-
-    Raises:
-      ConfigError: there is none of that name, or it does not have the split, cache or features that are needed.
-    """
+    """Returns a registered task or mixture of seqio, or the task of a TFDS dataset. Raises `ConfigError` if there is
+    none of that name, or it does not have the split, cache or features that are needed."""
     seqio = load_seqio(tuple(data.modules))
     if data.cache_dirs:
         seqio.add_global_cache_dirs(list(data.cache_dirs))

@@ -50,11 +50,8 @@ class Source(Protocol):
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Returns the documents of a path. Missing files raise an error here, invalid ones when they are read.
-
-    Raises:
-      ConfigError: no file matches, the path is a folder that is not a dataset, or the kinds of its files differ.
-    """
+    """Returns the documents of a path. Missing files raise an error here, invalid ones when they are read. Raises
+    `ConfigError` if no file matches, the path is a folder that is not a dataset, or the kinds of its files differ."""
     paths = files.expand(config.path)
     if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
         return _dataset(paths, config)
@@ -284,11 +281,8 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
 
 
 class ArrowTable:
-    """Rows of Arrow files, each a document. Local files are memory-mapped; remote ones are held in memory.
-
-    Raises:
-      ConfigError: pyarrow is not installed, or a file is missing or not an Arrow file.
-    """
+    """Rows of Arrow files, each a document. Local files are memory-mapped; remote ones are held in memory. Raises
+    `ConfigError` if pyarrow is not installed, or a file is missing or not an Arrow file."""
 
     def __init__(self, paths: Sequence[str], config: SourceConfig):
         try:

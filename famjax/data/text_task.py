@@ -171,11 +171,8 @@ def identity(source: SourceConfig) -> str:
 
 
 def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> TextTask:
-    """Returns the task `text`, or one of seqio, for a process that provides these rows.
-
-    Raises:
-      ConfigError: files, vocabulary and model do not match.
-    """
+    """Returns the task `text`, or one of seqio, for a process that provides these rows. Raises `ConfigError` if files,
+    vocabulary and model do not match."""
     found = None if config.task == "text" else _seqio_task(config)
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
@@ -241,11 +238,8 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
 
 
 def documents_of(config: TrainConfig) -> Labelled | None:
-    """Returns the task of labelled documents that `config.task` names; None if it names another task.
-
-    Raises:
-      ConfigError: the vocabulary cannot be read, or does not have the task's words.
-    """
+    """Returns the task of labelled documents that `config.task` names; None if it names another task. Raises
+    `ConfigError` if the vocabulary cannot be read, or does not have the task's words."""
     if config.task not in LABELLED:
         return None
     return labelled_documents(config.task, config.mqar, config.tracking, vocabulary_and_files(config)[0])
@@ -258,11 +252,8 @@ def lanes_of(config: TrainConfig) -> dict[str, int]:
 
 
 def check_text_task(config: TrainConfig) -> None:
-    """Quickly checks names, paths, the first document of each source, and the vocabulary, before a long run.
-
-    Raises:
-      ConfigError: one of them is invalid.
-    """
+    """Quickly checks names, paths, the first document of each source, and the vocabulary, before a long run. Raises
+    `ConfigError` if one of them is invalid."""
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
     repeat_room(config, vocabulary)
@@ -293,11 +284,8 @@ def vocabulary_folder(config: TrainConfig) -> Path | None:
 
 
 def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
-    """Returns the vocabulary's files for the model directory, by name.
-
-    Raises:
-      ConfigError: the directory has another vocabulary already.
-    """
+    """Returns the vocabulary's files for the model directory, by name. Raises `ConfigError` if the directory has
+    another vocabulary already."""
     _, kept = vocabulary_and_files(config)
     if kept is None:
         print(f"the vocabulary of {config.task} cannot be saved in {config.model_dir}; to use this model on text, put "
@@ -321,10 +309,7 @@ def _refuse_vocabulary(path: str) -> NoReturn:
 
 def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
     """Returns the announcement of a repeated segment, int32 [a], and the room for both in a packed row, in tokens.
-
-    Raises:
-      ConfigError: both take more than half of a row.
-    """
+    Raises `ConfigError` if both take more than half of a row."""
     data = config.data
     if not data.repeat_segment:
         return np.zeros(0, np.int32), 0

@@ -69,11 +69,8 @@ class Built(NamedTuple):
 
 
 def build(kept: Mapping[str, bytes], place: str) -> Built:
-    """Builds the tokenizer from the contents of these files by name; `place` is their path, for messages.
-
-    Raises:
-      ConfigError: a file is broken, or has an unknown setting.
-    """
+    """Builds the tokenizer from the contents of these files by name; `place` is their path, for messages. Raises
+    `ConfigError` if a file is broken, or has an unknown setting."""
     config = _object(kept, TOKENIZER_CONFIG, place)
     name = class_of(config, _object(kept, FAMILY, place), b'"ByteLevel"' in kept.get(TOKENIZER_JSON, b""), place)
     pieces = None if TOKENIZER_JSON in kept or TOKENIZER_MODEL not in kept else _Pieces(kept[TOKENIZER_MODEL], place)

@@ -125,11 +125,8 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model without other files; one in a Hugging Face folder is a `TokenizerVocabulary`.
-
-    Raises:
-      ConfigError: it is not a SentencePiece model.
-    """
+    """A SentencePiece model without other files; one in a Hugging Face folder is a `TokenizerVocabulary`. Raises
+    `ConfigError` if it is not a SentencePiece model."""
 
     def __init__(self, content: bytes, place: str):
         import sentencepiece
@@ -266,10 +263,7 @@ def _is_utf8(data: bytes) -> bool:
 
 def load_vocabulary(spec: str) -> Vocabulary:
     """Loads a vocabulary: empty or `bytes`, or the path, local or remote, of a `.model` file of SentencePiece, of a
-    `tokenizer.json`, or of a folder with one of these.
-
-    Raises:
-      ConfigError: there is no such file, or it is invalid.
+    `tokenizer.json`, or of a folder with one of these. Raises `ConfigError` if there is no such file, or it is invalid.
     """
     return vocabulary_from(vocabulary_files(spec), spec)
 

@@ -227,11 +227,8 @@ class ByPosition(NamedTuple):
 
 
 def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0) -> list[ByPosition]:
-    """Returns each model's results on the documents that all of them scored, by buckets [edge, next edge).
-
-    Raises:
-      ConfigError: they have no document in common.
-    """
+    """Returns each model's results on the documents that all of them scored, by buckets [edge, next edge). Raises
+    `ConfigError` if they have no document in common."""
     both = set.intersection(*({sample.id for sample in samples} for samples in models))
     if not both:
         raise ConfigError("these models were evaluated on different documents; none is common to all")

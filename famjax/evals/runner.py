@@ -61,11 +61,8 @@ class Runner:
         self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
     ) -> Iterator[Sample]:
         """Yields the answers to all examples of a task, in order of completion, except those with an id in `done`,
-        which may grow while examples are read. `on_bad` is called with each unreadable example.
-
-        Raises:
-          ConfigError: no example could be read (the message has the first reason), or a score is not finite.
-        """
+        which may grow while examples are read. `on_bad` is called with each unreadable example. Raises `ConfigError` if
+        no example could be read (the message has the first reason), or a score is not finite."""
         bad: list[Unreadable] = []
         read = 0
 

@@ -102,10 +102,7 @@ class Labels:
 
     def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
         """See `Yardstick`. Default lengths: all those of the training, and two and four times the longest of them.
-
-        Raises:
-          ConfigError: a length is shorter than any document of the training.
-        """
+        Raises `ConfigError` if a length is shorter than any document of the training."""
         trained = self.documents.blocks
         blocks = flags.get("blocks", tuple(sorted({*trained, 2 * trained[-1], 4 * trained[-1]})))
         if shorter := [number for number in blocks if number < trained[0]]:
@@ -133,11 +130,8 @@ class Labels:
 
 
 def yardstick(config: TrainConfig) -> Yardstick:
-    """Returns the task of a training, as one on which memories are compared.
-
-    Raises:
-      ConfigError: the task does not generate its documents, or not all memories would read the same batches.
-    """
+    """Returns the task of a training, as one on which memories are compared. Raises `ConfigError` if the task does not
+    generate its documents, or not all memories would read the same batches."""
     documents = documents_of(config)
     if documents is not None:
         return Labels(config, documents)

@@ -47,11 +47,8 @@ class Turns:
             codec.ends += [self._end] if self._end is not None and self._end not in codec.ends else []
 
     def first(self, text: str, system: str = "") -> np.ndarray:
-        """Returns int32 ids of a conversation whose first user turn is `text`, up to where the answer begins.
-
-        Raises:
-          ConfigError: if the template rejects the conversation.
-        """
+        """Returns int32 ids of a conversation whose first user turn is `text`, up to where the answer begins. Raises
+        `ConfigError` if the template rejects the conversation."""
         before = [{"role": "system", "content": system}] if system else []
         return self.conversation([*before, user_message(text)])
 
@@ -87,11 +84,8 @@ class Turns:
         return text
 
     def frame(self) -> tuple[str, str]:
-        """Returns the text before and after a user's only turn, up to where the answer begins.
-
-        Raises:
-          ConfigError: if the template does not reproduce the user's text verbatim.
-        """
+        """Returns the text before and after a user's only turn, up to where the answer begins. Raises `ConfigError` if
+        the template does not reproduce the user's text verbatim."""
         if self._template is None:
             return _USER.lstrip("\n") + " ", _ASSISTANT
         return self._template.around_user()

@@ -30,11 +30,8 @@ def pack(model_dir: str | Path, path: str | Path) -> str:
 
 
 def unpack(name: str, model_dir: str | Path) -> None:
-    """Writes the shipped model `name` (a key of `SHA256`) to a model directory, unless it is already there.
-
-    Raises:
-      ConfigError: if the shipped file is missing or damaged, or the directory has a model with another configuration.
-    """
+    """Writes the shipped model `name` (a key of `SHA256`) to a model directory, unless it is already there. Raises
+    `ConfigError` if the shipped file is missing or damaged, or the directory has a model with another configuration."""
     path = FOLDER / f"{name}.safetensors"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != SHA256[name]:

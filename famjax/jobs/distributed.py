@@ -103,11 +103,8 @@ def scheduler(environment: Mapping[str, str]) -> str:
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> Job | None:
-    """Returns the job that `jax.distributed.initialize` would detect, or None for one process.
-
-    Raises:
-      ConfigError: a scheduler has started several processes, but JAX cannot determine the job.
-    """
+    """Returns the job that `jax.distributed.initialize` would detect, or None for one process. Raises `ConfigError` if
+    a scheduler has started several processes, but JAX cannot determine the job."""
     if not (name := scheduler(environment)):
         return None
     # The first step of `initialize` without arguments. `Peers` needs its result before that.

@@ -169,12 +169,9 @@ class Peers:
     # --- rendezvous -------------------------------------------------------------------------------
 
     def call(self) -> None:
-        """Waits until every process has connected. Afterwards the coordinator's port is free for JAX.
-
-        Raises:
-          ConfigError: a process did not arrive in time, two have the same number, they differ in a value of `same`, or
-            the port is in use.
-        """
+        """Waits until every process has connected. Afterwards the coordinator's port is free for JAX. Raises
+        `ConfigError` if a process does not arrive in time, two have the same number, they differ in a value of `same`,
+        or the port is in use."""
         if self.job.process_id == 0:
             self._call()
         else:
@@ -225,11 +222,8 @@ class Peers:
         return gone
 
     def _admit(self, line: Line) -> None:
-        """Registers a process whose first message is a hello; closes other connections.
-
-        Raises:
-          ConfigError: two processes have the same number, or they differ in a value of `same`.
-        """
+        """Registers a process whose first message is a hello; closes other connections. Raises `ConfigError` if two
+        processes have the same number, or they differ in a value of `same`."""
         hello = line.first(HELLO_SECONDS)
         process, host = hello.get("process"), str(hello.get("host"))
         if not isinstance(process, int) or not isinstance(hello.get("same"), dict):

@@ -123,11 +123,8 @@ class Options:
 
 
 def manifests(training: Training, options: Options) -> list[dict[str, Any]]:
-    """Returns the ConfigMap and the JobSet.
-
-    Raises:
-      ConfigError: the template is not YAML, or lacks a field to fill in.
-    """
+    """Returns the ConfigMap and the JobSet. Raises `ConfigError` if the template is not YAML, or lacks a field to fill
+    in."""
     settings: dict[str, Any] = {
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": {"run.gin": training.gin},
     }  # fmt: skip

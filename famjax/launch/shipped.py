@@ -13,11 +13,8 @@ ROOTS = (PACKAGE.parent, Path(sys.prefix) / "share" / "famjax")
 
 
 def find(name: str) -> Path:
-    """Returns a file or folder by its path from the top of a checkout: `launch/tpu_vm/worker.sh`.
-
-    Raises:
-      FileNotFoundError: it is in neither place.
-    """
+    """Returns a file or folder by its path from the top of a checkout: `launch/tpu_vm/worker.sh`. Raises
+    `FileNotFoundError` if it is in neither place."""
     for root in ROOTS:
         if (root / name).exists():
             return root / name

@@ -48,11 +48,8 @@ class Job:
 
 
 def lengths(job: Job, config: TrainConfig, wanted: Sequence[int], tell: Tell, quick: bool) -> list[dict[str, Any]]:
-    """Returns plans for these sequence lengths, at equal tokens per step, but at least one row per device.
-
-    Raises:
-      ConfigError: if a length is not a multiple of the block size, before anything is compiled.
-    """
+    """Returns plans for these sequence lengths, at equal tokens per step, but at least one row per device. Raises
+    `ConfigError` if a length is not a multiple of the block size, before anything is compiled."""
     settings = [of_length(config, length) for length in wanted]
     for one in settings:
         job.configured(one).validate()

@@ -37,11 +37,8 @@ LONGEST_FSDP = 32
 
 
 def planned(text: str, slices: int = 1) -> Topology:
-    """Returns the topology of a name such as `v5p:4x4x4`.
-
-    Raises:
-      ConfigError: it is unknown or cannot be planned; the message lists the TPU versions that can.
-    """
+    """Returns the topology of a name such as `v5p:4x4x4`. Raises `ConfigError`, which lists the TPU versions that can
+    be planned, if it is unknown or cannot be."""
     try:
         topology = parse(text, slices)
     except ConfigError as error:

@@ -62,11 +62,8 @@ NOT_THE_MODEL = (
 
 
 def model_config(hf: Mapping[str, Any]) -> ModelConfig:
-    """Returns the model that a `config.json` describes, with default memory and dtypes.
-
-    Raises:
-      ConfigError: the architecture or a setting is unknown, or a setting is missing or invalid.
-    """
+    """Returns the model that a `config.json` describes, with default memory and dtypes. Raises `ConfigError` if the
+    architecture or a setting is unknown, or a setting is missing or invalid."""
     family = family_of(hf)
     if hf.get("quantization_config"):
         raise ConfigError("config.json: the weights are quantised; take the model's folder with unquantised weights")
@@ -359,11 +356,8 @@ def with_memory(hf: Mapping[str, Any], memory: MemoryConfig) -> dict[str, Any]:
 
 
 def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
-    """Returns the memory's settings in an exported `config.json`, or None if it lacks the section.
-
-    Raises:
-      ConfigError: the section has no memory settings, or invalid ones.
-    """
+    """Returns the memory's settings in an exported `config.json`, or None if it lacks the section. Raises `ConfigError`
+    if the section has no memory settings, or invalid ones."""
     section = hf.get(SECTION)
     if section is None:
         return None

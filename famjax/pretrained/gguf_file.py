@@ -90,10 +90,7 @@ _POST_NORMS = {
 
 def folder_of(path: str | Path) -> Folder:
     """Opens a transformers folder or a GGUF file. A folder without config.json may have one GGUF file, which is opened.
-
-    Raises:
-      ConfigError: see `Folder` and `GgufFile`.
-    """
+    Raises `ConfigError` as `Folder` and `GgufFile` do."""
     path = Path(path)
     if path.is_file():
         return GgufFile(path)
@@ -105,10 +102,7 @@ def folder_of(path: str | Path) -> Folder:
 
 class GgufFile(Folder):
     """A GGUF file with the interface of `Folder`. Its header is read at construction; quantised tensors are float32.
-
-    Raises:
-      ConfigError: the file is broken or incomplete, or has an unknown architecture, setting or type.
-    """
+    Raises `ConfigError` if the file is broken or incomplete, or has an unknown architecture, setting or type."""
 
     def __init__(self, path: Path):
         self.path, self.fam = path, {}

@@ -60,10 +60,7 @@ class Pair(NamedTuple):
 def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
     """Returns all tensors of a model with these weights: first the unstacked ones, then layer by layer.
 
-    The `shapes` of stacked weights include the layer axis.
-
-    Raises:
-      ConfigError: the family has no name for a weight.
+    The `shapes` of stacked weights include the layer axis. Raises `ConfigError` if the family has no name for a weight.
     """
     found = []
     for path, shape in shapes.items():
@@ -78,11 +75,8 @@ def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
 
 
 def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> list[Pair]:
-    """Returns `pairs` after comparing them with the tensors of a folder.
-
-    Raises:
-      ConfigError: tensors are missing, unexpected or of other shapes; the message lists them.
-    """
+    """Returns `pairs` after comparing them with the tensors of a folder. Raises `ConfigError` with a list of those that
+    are missing, unexpected or of other shapes."""
     wanted = pairs(family, shapes)
     problems = []
     missing = [pair.name for pair in wanted if pair.name not in tensors]

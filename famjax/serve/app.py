@@ -256,11 +256,7 @@ def _ended(reading: asyncio.Future[Any], pipe: Pipe) -> None:
 
 
 async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
-    """Puts the body into the pipe.
-
-    Raises:
-      ApiError: 400 if the body is not UTF-8; see also `http.pieces_of`.
-    """
+    """Puts the body into the pipe. Raises `ApiError` 400 if the body is not UTF-8; see also `http.pieces_of`."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     try:
         async for piece in pieces_of(request, seconds):
@@ -275,11 +271,8 @@ async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
 
 
 def _with_header(request: Request, body: Any) -> Any:
-    """Returns the body, with the session of the header X-Session if there is one.
-
-    Raises:
-      ApiError: 400 if the body names another session.
-    """
+    """Returns the body, with the session of the header X-Session if there is one. Raises `ApiError` 400 if the body
+    names another session."""
     name = request.headers.get("x-session")
     if name is None or not isinstance(body, dict):
         return body

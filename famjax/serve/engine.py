@@ -66,12 +66,8 @@ class Engine:
 
     def submit(self, ask: Ask, tell: Callable[[Event], None], more: bool = False) -> Job:
         """Queues a job of at most `max_rows` samples, and returns it. `more`: whether it belongs to a request that has
-        been accepted; then it is refused only after `stop`.
-
-        Raises:
-          Refused: the engine is draining or stopping.
-          Full: the queue is full.
-        """
+        been accepted; then it is refused only after `stop`. Raises `Refused` if the engine is draining or stopping;
+        `Full` if the queue is full."""
         job = Job(ask, tell)
         with self._wake:
             if self._stopping or (self._draining and not more):
@@ -176,11 +172,8 @@ class Engine:
                 self._cancel_with(job, "there is no room for another row; start with fewer --max-rows")
 
     def _read(self, reading: Reading) -> None:
-        """Prefills up to one window of a prompt; after its last window, its rows join the batch.
-
-        Raises:
-          _Lost: the prompt cannot be read; other jobs are unaffected.
-        """
+        """Prefills up to one window of a prompt; after its last window, its rows join the batch. Raises `_Lost` if the
+        prompt cannot be read; other jobs are unaffected."""
         job = reading.job
         try:
             self.read_tokens += reading.window(self.cache)

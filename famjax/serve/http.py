@@ -40,11 +40,8 @@ def error_response(error: ApiError) -> Response:
 
 async def pieces_of(request: Request, seconds: float, most: float | None = None) -> AsyncIterator[bytes]:
     """Yields the body, of at most `most` bytes (None: any), in pieces as they arrive, at most `seconds` apart
-    (`SILENT_SECONDS` if that is less).
-
-    Raises:
-      ApiError: 413 if the body is too large, 408 if the client is silent for too long.
-    """
+    (`SILENT_SECONDS` if that is less). Raises `ApiError` 413 if the body is too large, 408 if the client is silent for
+    too long."""
     seconds = min(seconds, SILENT_SECONDS)
     declared, size = request.headers.get("content-length", ""), 0
     if most is not None and declared.isascii() and declared.isdigit() and int(declared[:18]) > most:
@@ -83,10 +80,7 @@ async def json_body(request: Request, config: ServeConfig) -> Any:
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Response], seconds: float) -> Response:
     """Returns the response of `work`, or one with status 499 if the client disconnects first, which cancels `work`.
-
-    Raises:
-      ApiError: 504 if `work` takes more than `seconds`; it is cancelled.
-    """
+    Raises `ApiError` 504 if `work` takes more than `seconds`; it is cancelled."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request.receive))
     try:
         done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -98,11 +98,7 @@ class Server:
 
 @contextlib.contextmanager
 def running(model: Transformer, model_dir: str, config: ServeConfig) -> Iterator[Server]:
-    """Runs a server inside the `with` block.
-
-    Raises:
-      ConfigError: see `locked` and `Server`.
-    """
+    """Runs a server inside the `with` block. Raises `ConfigError` as `locked` and `Server` do."""
     with locked(config):
         server = Server(model, model_dir, config)
         server.start()
@@ -114,11 +110,8 @@ def running(model: Transformer, model_dir: str, config: ServeConfig) -> Iterator
 
 @contextlib.contextmanager
 def locked(config: ServeConfig) -> Iterator[None]:
-    """Locks the folder of sessions inside the `with` block, so that two servers do not write the same files.
-
-    Raises:
-      ConfigError: another server holds the lock, or the folder cannot be written.
-    """
+    """Locks the folder of sessions inside the `with` block, so that two servers do not write the same files. Raises
+    `ConfigError` if another server holds the lock, or the folder cannot be written."""
     if config.sessions is None:
         yield
         return

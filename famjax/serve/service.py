@@ -92,12 +92,8 @@ class Service:
 
     def prompts(self, asked: Asked, start: Session | None) -> list[np.ndarray]:
         """Returns the int32 token ids of each prompt, which continues the session `start` if there is one; a chat is
-        one prompt.
-
-        Raises:
-          ApiError: 400 if a prompt is empty or has a token that is unknown to the model, or if the chat template or
-            the session does not accept the messages.
-        """
+        one prompt. Raises `ApiError` 400 if a prompt is empty or has a token that is unknown to the model, or if the
+        chat template or the session does not accept the messages."""
         if asked.messages:
             return [self._conversation(asked.messages, start)]
         encode = lambda text: self.codec.encode(text, fresh=start is None)
@@ -155,10 +151,7 @@ class Service:
 
     async def place_for_session(self) -> Callable[[], None]:
         """Waits until fewer than `max_rows` sessions are in use, and returns a function that frees this one's place.
-
-        Raises:
-          ApiError: 429 if `max_waiting` requests wait already.
-        """
+        Raises `ApiError` 429 if `max_waiting` requests wait already."""
         used, waiting = self.engine.load()
         if (waiting := waiting + self.sessions_waiting) >= self.config.max_waiting:
             raise refusal(Full(f"{used} rows are in use and {waiting} requests wait"))
@@ -171,11 +164,8 @@ class Service:
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[None]:
-        """Counts an upload for the duration of the `with` block.
-
-        Raises:
-          ApiError: 429 if `max_rows` uploads are running; each holds the memory of a row, and clients may be slow.
-        """
+        """Counts an upload for the duration of the `with` block. Raises `ApiError` 429 if `max_rows` uploads are
+        running; each holds the memory of a row, and clients may be slow."""
         if self.uploads_running == self.config.max_rows:
             raise refusal(Full(f"{self.config.max_rows} texts are being uploaded"))
         self.uploads_running += 1  # needs no lock: changed only in the event loop's thread
@@ -254,11 +244,8 @@ class Work:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
     async def begin(self) -> None:
-        """Locks and loads the session, if the request names one, and submits a job per prompt.
-
-        Raises:
-          ApiError: the request is invalid or refused. Call `end` in any case.
-        """
+        """Locks and loads the session, if the request names one, and submits a job per prompt. Raises `ApiError` if the
+        request is invalid or refused. Call `end` in any case."""
         service, asked = self.service, self.asked
         service.check(asked)
         with service.accepted():

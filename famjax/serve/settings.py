@@ -73,11 +73,8 @@ class ServeConfig:
 def read_keys(path: str | Path) -> tuple[bytes, ...]:
     """Returns the SHA-256 of each key in a file with one key per line.
 
-    Empty lines and lines that begin with # are ignored.
-
-    Raises:
-      ConfigError: the file has no key, or is not UTF-8.
-      OSError: the file cannot be opened.
+    Empty lines and lines that begin with # are ignored. Raises `ConfigError` if the file has no key, or is not UTF-8;
+    `OSError` if the file cannot be opened.
     """
     lines = [line.strip() for line in read_text(path).splitlines()]
     keys = tuple(_hashed(line) for line in lines if line and not line.startswith("#"))

@@ -43,11 +43,8 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[None]:
-        """Locks a session for the `with` block, so that no other request changes it.
-
-        Raises:
-          ApiError: 409 if another request holds the lock, 400 if the name is invalid.
-        """
+        """Locks a session for the `with` block, so that no other request changes it. Raises `ApiError` 409 if another
+        request holds the lock, 400 if the name is invalid."""
         self.path(name)
         with self._lock:
             if name in self._writers:
@@ -93,10 +90,7 @@ class Store:
     def describe(self, name: str) -> dict[str, Any]:
         """Returns the API's description of a session, from the header of its file: name, numbers of tokens and of FAM
         updates, bytes, modification time (Unix seconds), whether this model can continue it, and whether it is locked.
-
-        Raises:
-          ApiError: 404 if there is no such session.
-        """
+        Raises `ApiError` 404 if there is no such session."""
         path = self.existing(name)
         metadata, dtype = _header(path)
         try:
@@ -136,11 +130,8 @@ class Store:
             raise ApiError(500, reason, param="session", code="not_saved") from error
 
     def put(self, name: str, content: bytes) -> None:
-        """Stores an uploaded session file. Call it inside `writing`.
-
-        Raises:
-          ApiError: 400 if it is not a session that this model can continue.
-        """
+        """Stores an uploaded session file. Call it inside `writing`. Raises `ApiError` 400 if it is not a session that
+        this model can continue."""
         path = self.path(name)
         fresh = path.with_name(f".{path.name}.upload")
         try:
@@ -151,11 +142,8 @@ class Store:
             fresh.unlink(missing_ok=True)
 
     def fork(self, source: str, name: str) -> None:
-        """Copies session `source` to the new session `name`. Call it inside `writing(name)`.
-
-        Raises:
-          ApiError: 409 if `name` exists, 404 if `source` does not.
-        """
+        """Copies session `source` to the new session `name`. Call it inside `writing(name)`. Raises `ApiError` 409 if
+        `name` exists, 404 if `source` does not."""
         if self.path(name).exists():
             raise ApiError(409, f"there is a session {name!r} already; delete it first", code="session_exists")
         write_bytes(self.path(name), self.content(source))
@@ -166,11 +154,8 @@ class Store:
 
     def picture(self, name: str) -> dict[str, Any]:
         """Returns `describe` and, as `layers`, the magnitude of each layer's memory: the root mean square of each of
-        its newest feedback activations (F numbers; none without FAM), and of the keys and values in its ring.
-
-        Raises:
-          ApiError: 409 if the file is not a session file, 404 if there is none.
-        """
+        its newest feedback activations (F numbers; none without FAM), and of the keys and values in its ring. Raises
+        `ApiError` 409 if the file is not a session file, 404 if there is none."""
         path = self.existing(name)
         rms = lambda x, axis=None: np.sqrt(np.mean(np.square(np.asarray(x, np.float32)), axis=axis))
         layers = []

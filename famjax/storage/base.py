@@ -36,10 +36,7 @@ class Base(NamedTuple):
 
 def of(source: str | Path) -> Base:
     """Returns the newest step with intact weights of `source`, a model directory, or the step that `source` names.
-
-    Raises:
-      ConfigError: there is no such step, or its weights are not intact.
-    """
+    Raises `ConfigError` if there is no such step, or its weights are not intact."""
     root, named = split_step(source)
     root = root.absolute()
     for step in steps.newest_first(root, named):
@@ -57,11 +54,8 @@ def write(model_dir: Path, base: Base) -> None:
 
 
 def read(model_dir: str | Path) -> Base | None:
-    """Returns the base of a model directory, or None if it has none. Does not check the base itself.
-
-    Raises:
-      ConfigError: `base.json` is damaged.
-    """
+    """Returns the base of a model directory, or None if it has none. Does not check the base itself. Raises
+    `ConfigError` if `base.json` is damaged."""
     path = Path(model_dir) / BASE_JSON
     if not path.is_file():
         return None
@@ -77,10 +71,7 @@ def read(model_dir: str | Path) -> Base | None:
 
 def checked(model_dir: Path) -> Base | None:
     """Returns the base like `read`, after checking that it exists, is intact, and has the weights that were trained on.
-
-    Raises:
-      ConfigError: it is missing, damaged, or has other weights.
-    """
+    Raises `ConfigError` if it is missing, damaged, or has other weights."""
     base = read(model_dir)
     if base is None:
         return None

@@ -49,10 +49,7 @@ def held(model_dir: str | Path) -> Iterator[None]:
 
 def take(file: int, path: str | Path) -> None:
     """Locks an open file, which belongs to `path`, until it is closed; does nothing if the file system has no locks.
-
-    Raises:
-      ConfigError: another process holds it.
-    """
+    Raises `ConfigError` if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

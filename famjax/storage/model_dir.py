@@ -79,10 +79,7 @@ def is_step(name: str) -> bool:
 
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
     """Returns the model directory and the step in a path: (runs/a, 400) for "runs/a/checkpoints/400", else step None.
-
-    Raises:
-      ConfigError: the path is "runs/a/checkpoints/best", but `best.json` names no checkpoint.
-    """
+    Raises `ConfigError` if the path is "runs/a/checkpoints/best", but `best.json` names no checkpoint."""
     path = Path(model_dir)
     root = path.parent.parent
     if path.parent.name != CHECKPOINTS or not (root / MODEL_JSON).is_file():

@@ -75,11 +75,8 @@ def atomic_directory(target: str | Path, needed_bytes: int = 0) -> Iterator[Path
     """Yields a temporary directory, which is renamed to `target` when the context ends without an error.
 
     The temporary directory is next to the target. On errors and interrupts it is removed; one left by a killed process
-    is removed by the next call.
-
-    Raises:
-      ConfigError: the target exists and is not an empty directory, its parent does not exist, or less than
-        `needed_bytes` are free.
+    is removed by the next call. Raises `ConfigError` if the target exists and is not an empty directory, its parent
+    does not exist, or less than `needed_bytes` are free.
     """
     target, partial = _places(target)
     shutil.rmtree(partial, ignore_errors=True)

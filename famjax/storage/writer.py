@@ -218,11 +218,8 @@ class Writer:
         self._began = True
 
     def _record(self) -> None:
-        """Checks that a step is readable and writes its records, before it is renamed. Runs in Orbax's thread.
-
-        Raises:
-          RuntimeError: the files differ from what was saved; then the step is not renamed.
-        """
+        """Checks that a step is readable and writes its records, before it is renamed. Runs in Orbax's thread. Raises
+        `RuntimeError` if the files differ from what was saved; then the step is not renamed."""
         assert self._pending is not None
         final = steps.step_dir(self.root, self._pending)
         written = [final, *final.parent.glob(f"{final.name}.orbax-checkpoint-tmp*")]

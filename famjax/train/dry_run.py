@@ -32,11 +32,7 @@ from famjax.train.watching.summary import data_size, summary
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Checks a training run and prints a description of it.
-
-    Raises:
-      ConfigError: on the first problem that would stop the run.
-    """
+    """Checks a training run and prints what it is. Raises `ConfigError` on the first problem that would stop it."""
     config.validate()
     writable(config.model_dir)
     mesh = mesh_or_its_shape(config)

@@ -25,11 +25,8 @@ now = time.monotonic  # a name of this module, so that tests can replace this cl
 
 @contextlib.contextmanager
 def only_training(model_dir: str | Path) -> Iterator[None]:
-    """Locks a model directory against other trainings; in a multi-process job, process 0 holds the lock.
-
-    Raises:
-      ConfigError: another training holds it, the directory cannot be written, or the disk is full.
-    """
+    """Locks a model directory against other trainings; in a multi-process job, process 0 holds the lock. Raises
+    `ConfigError` if another training holds it, the directory cannot be written, or the disk is full."""
     with lock.held(model_dir) if jax.process_index() == 0 else contextlib.nullcontext():
         try:
             yield

@@ -91,12 +91,9 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     """Returns the newest intact checkpoint of this run, else the weights of another model, else random ones.
 
     Arrays are read directly into their sharding, also if they were written from another mesh. Damaged checkpoints are
-    reported on standard error and deleted at the next save.
-
-    Raises:
-      ConfigError: the model directory or the initial checkpoint has another model or no intact step, the progress to
-        resume from is of other data, a pattern of `OptimizerConfig.parameters` matches no weight, or processes see
-        different directories.
+    reported on standard error and deleted at the next save. Raises `ConfigError` if the model directory or the initial
+    checkpoint has another model or no intact step, the progress to resume from is of other data, a pattern of
+    `OptimizerConfig.parameters` matches no weight, or processes see different directories.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.tuning, shapes(config.model))

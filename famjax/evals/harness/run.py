@@ -58,11 +58,8 @@ class HarnessConfig:
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:
-    """Evaluates all models on all tasks, prints the harness's tables, writes the results and returns them.
-
-    Raises:
-      ConfigError: the harness is not installed, a task is unknown, or a task's data or a model cannot be loaded.
-    """
+    """Evaluates all models on all tasks, prints the harness's tables, writes the results and returns them. Raises
+    `ConfigError` if the harness is not installed, a task is unknown, or a task's data or a model cannot be loaded."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

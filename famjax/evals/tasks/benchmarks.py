@@ -108,11 +108,8 @@ def _piqa(fields: dict[str, Any]) -> Iterator[Question]:
 
 
 def _with_labels(path: str, split: str) -> Iterator[Row | Unreadable]:
-    """Yields the rows, each with its label from the file of labels, if there is one.
-
-    Raises:
-      ConfigError: the numbers of labels and rows differ.
-    """
+    """Yields the rows, each with its label from the file of labels, if there is one. Raises `ConfigError` if the
+    numbers of labels and rows differ."""
     if path.startswith((TFDS, HUB)):
         yield from rows(path, split)
         return

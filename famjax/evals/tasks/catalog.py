@@ -107,11 +107,8 @@ def read_by(name: str, config: EvalConfig) -> tuple[str, ...]:
 
 
 def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
-    """Returns the task of a name for a model with this vocabulary and block size.
-
-    Raises:
-      ConfigError: the name is unknown, or the task's settings or data cannot be used.
-    """
+    """Returns the task of a name for a model with this vocabulary and block size. Raises `ConfigError` if the name is
+    unknown, or the task's settings or data cannot be used."""
     check([name], config)
     if is_seqios(name, config):
         seqios: Task = importlib.import_module("famjax.evals.tasks.seqio_task").task(name, config, codec)

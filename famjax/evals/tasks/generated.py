@@ -25,11 +25,8 @@ def task(
     name: str, kind: str, config: EvalConfig, make: MakeOne, max_new_tokens: int = 32,
     metrics: dict[str, TextMetric] | None = None, **settings: Any,
 ) -> Task:  # fmt: skip
-    """Returns a task over `config.lengths`; the examples of a length cycle through `config.depths`.
-
-    Raises:
-      ConfigError: the shortest length is too short for an example.
-    """
+    """Returns a task over `config.lengths`; the examples of a length cycle through `config.depths`. Raises
+    `ConfigError` if the shortest length is too short for an example."""
     depths, number = config.depths, zlib.crc32(name.encode())
 
     def one(length: int, i: int) -> Example:

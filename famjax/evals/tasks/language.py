@@ -41,11 +41,7 @@ class Document:
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
-    """Yields all documents of the sources, lazily.
-
-    Raises:
-      ConfigError: there is none.
-    """
+    """Yields all documents of the sources, lazily. Raises `ConfigError` if there is none."""
     found = False
     for source in as_sources(config.sources):
         for text in each(source):

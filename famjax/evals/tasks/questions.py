@@ -155,11 +155,8 @@ def task(
     found: Callable[[], Iterable[Question | Unreadable]], metrics: Mapping[str, TextMetric] | None = None,
     max_new_tokens: int = 0,
 ) -> Task:  # fmt: skip
-    """Returns a task of the questions that `found` yields; questions without an id are numbered.
-
-    Raises:
-      ConfigError: no question can be read, or a metric's package is missing.
-    """
+    """Returns a task of the questions that `found` yields; questions without an id are numbered. Raises `ConfigError`
+    if no question can be read, or a metric's package is missing."""
 
     def examples() -> Iterator[Example | Unreadable]:
         seen = collections.Counter[str]()
