@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability, steps
+from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability, steps
 
 MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
 # Kinds with memory tokens around each block, which pass through all layers; there is no window of previous blocks.
@@ -223,11 +223,7 @@ class MemoryConfig:
                         f"{name} {getattr(self, name)} with kind {self.kind!r}: a block sees its memory tokens and "
                         f"itself; set {name} to 0"
                     )
-            if self.memory_tokens > self.block_size:
-                raise ConfigError(
-                    f"memory_tokens {self.memory_tokens} with block_size {self.block_size}: memory is to be "
-                    f"smaller than what it stands for; use at most {self.block_size}"
-                )
+            self._check_most("memory_tokens", "block_size", "memory is to be smaller than what it stands for")
         if self.kind == "retrieval":
             at_least("retrieval_top_k", self.retrieval_top_k, 1)
             if self.retrieval_blocks <= self.memory_segments:
@@ -235,16 +231,15 @@ class MemoryConfig:
                     f"retrieval_blocks {self.retrieval_blocks} with memory_segments {self.memory_segments}: these are "
                     f"all in the window; use at least {self.memory_segments + 1}"
                 )
-            if self.retrieval_top_k > self.retrieval_blocks:
-                raise ConfigError(
-                    f"retrieval_top_k {self.retrieval_top_k} with retrieval_blocks {self.retrieval_blocks}: no more "
-                    f"than are kept can be chosen; use at most {self.retrieval_blocks}"
-                )
-        if self.kind == "sinks" and self.sinks > self.block_size:
-            raise ConfigError(
-                f"sinks {self.sinks} with block_size {self.block_size}: sinks are tokens of the first block; use at "
-                f"most {self.block_size}"
-            )
+            self._check_most("retrieval_top_k", "retrieval_blocks", "no more than are kept can be chosen")
+        if self.kind == "sinks":
+            self._check_most("sinks", "block_size", "sinks are tokens of the first block")
+
+    def _check_most(self, name: str, most: str, why: str) -> None:
+        """Raises `ConfigError` if the setting `name` is more than the setting `most`."""
+        value, bound = getattr(self, name), getattr(self, most)
+        if value > bound:
+            raise ConfigError(f"{name} {value} with {most} {bound}: {why}; use at most {bound}")
 
     def check_model(self, attention_kernel: str, has_local_layers: bool) -> None:
         """Raises `ConfigError` unless the memory supports a model's attention kernel and local layers."""
@@ -265,11 +260,6 @@ class MemoryConfig:
                 f"attention_kernel {attention_kernel!r} with kind {self.kind!r}: the kernel has no place for it; use "
                 f"'auto' or 'xla'"
             )
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
-        """Returns the configuration with these fields. Missing ones have defaults; unknown ones raise `ConfigError`."""
-        return cls(**known_fields(cls, fields))
 
 
 def memory_overrides(settings: Any) -> dict[str, Any]:

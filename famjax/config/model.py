@@ -371,7 +371,7 @@ class ModelConfig:
                 raise ConfigError(f"model.json: `{name}` is not a JSON object; is the file complete?")
         config = cls(
             **known_fields(cls, fields),
-            memory=MemoryConfig.from_fields(memory),
+            memory=MemoryConfig(**known_fields(MemoryConfig, memory)),
             lora=LoraConfig(**known_fields(LoraConfig, lora)),
         )
         config.validate()

@@ -110,21 +110,19 @@ def detect(environment: Mapping[str, str] = os.environ) -> Job | None:
     # The first step of `initialize` without arguments. `Peers` needs its result before that.
     from jax._src.clusters import ClusterEnv
 
+    unknown = lambda why: ConfigError(
+        f"this process seems to be one of several started by {name}, but JAX {why}; give --coordinator, "
+        f"--num-processes and --process-id (--num-processes 1 to run it alone)"
+    )
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(START_SECONDS))
     except Exception as error:
-        raise ConfigError(
-            f"this process seems to be one of several started by {name}, but JAX cannot determine which ({error}); "
-            f"give --coordinator, --num-processes and --process-id (--num-processes 1 to run it alone)"
-        ) from error
+        raise unknown(f"cannot determine which ({error})") from error
     coordinator, processes, process, local = found
     if coordinator is None or processes is None or process is None:
         if name == TPU_VM:
             return None
-        raise ConfigError(
-            f"this process seems to be one of several started by {name}, but JAX does not support that scheduler here; "
-            f"give --coordinator, --num-processes and --process-id (--num-processes 1 to run it alone)"
-        )
+        raise unknown("does not support that scheduler here")
     if processes == 1:
         return None
     return Job(coordinator, processes, process, None if local is None else tuple(local))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.config.checks import finite, positive
+from famjax.config.checks import finite, known_fields, positive
 from famjax.pretrained.families import FAMILIES, Family, family_of
 
 # The section of an exported config.json with the memory's settings.
@@ -368,7 +368,7 @@ def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
         for name, value in memory.items():
             if isinstance(value, float):
                 finite(name, value)
-        found = MemoryConfig.from_fields(memory)
+        found = MemoryConfig(**known_fields(MemoryConfig, memory))
         found.validate()
     except ConfigError as error:
         raise ConfigError(f"config.json: {SECTION}: {error}") from error

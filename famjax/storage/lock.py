@@ -50,32 +50,34 @@ def held(model_dir: str | Path) -> Iterator[None]:
 def take(file: int, path: str | Path) -> None:
     """Locks an open file, which belongs to `path`, until it is closed; does nothing if the file system has no locks.
     Raises `ConfigError` if another process holds it."""
+    if not _lock(file):
+        raise ConfigError(f"another process is writing {path}; wait for it, or name another directory")
+
+
+def _lock(file: int) -> bool:
+    """Locks an open file, if the file system has locks. Returns False if another process holds its lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise ConfigError(f"another process is writing {path}; wait for it, or name another directory") from None
+            return False
         if error.errno not in _NO_LOCKS:
             raise
+    return True
 
 
 def _locked(path: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(file, 200).decode("utf-8", "replace").strip()
-            if error.errno not in _NO_LOCKS:
-                os.close(file)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if not _lock(file):
+                holder = os.read(file, 200).decode("utf-8", "replace").strip()
                 who = f" ({holder})" if holder else ""
-                raise ConfigError(
-                    f"another training{who} is using MODEL_DIR {path.parent}; wait for it, stop it, or name "
-                    f"another directory"
-                ) from None
-            if error.errno not in _NO_LOCKS:
-                raise
+                raise ConfigError(f"another training{who} is using MODEL_DIR {path.parent}; wait for it, stop it, or "
+                                  f"name another directory")  # fmt: skip
+        except BaseException:
+            os.close(file)
+            raise
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
