@@ -176,7 +176,6 @@ _TABLES: dict[str, Callable[[Any], list[Any]]] = {
     "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
     "serving": _serving,
 }  # fmt: skip
-SUITES = tuple(_TABLES)
 
 
 def _ratio(values: dict[str, float]) -> str:

@@ -214,15 +214,12 @@ def _parse(parse: Any, where: str) -> None:
         raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
         at = f"{error.filename}:{error.lineno}" if error.filename else where
-        raise ConfigError(f"{at}: {advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
+        reason = str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
+        raise ConfigError(f"{at}: {advice(error) or f'gin cannot read this: {reason}'}") from error
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
         _explain(str(error), where, error)
-
-
-def _reason(error: SyntaxError) -> str:
-    return str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
 
 
 def _explain(message: str, where: str, error: Exception) -> NoReturn:

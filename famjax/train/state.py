@@ -72,11 +72,8 @@ def create(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) ->
     Each device initialises its own shards, so no device ever holds a whole sharded model. The weights depend on the
     seed alone, not on the mesh.
     """
-    return jax.jit(lambda: _fresh(config, tx), out_shardings=shardings(abstract(config, tx, mesh)))()
-
-
-def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
-    return _with_weights(config, tx, model_lib.parameters(model_lib.create(config.model, config.seed)))
+    fresh = lambda: _with_weights(config, tx, model_lib.parameters(model_lib.create(config.model, config.seed)))
+    return jax.jit(fresh, out_shardings=shardings(abstract(config, tx, mesh)))()
 
 
 def _with_weights(config: TrainConfig, tx: optax.GradientTransformation, params: Weights) -> TrainState:

@@ -120,7 +120,8 @@ def heat_map(
             if value is None:
                 continue
             ink = "white" if value > 0.6 else "black"
-            axes.text(j, i, _short(value), ha="center", va="center", color=ink)
+            text = f"{value:.3f}".rstrip("0").rstrip(".") or "0"
+            axes.text(j, i, text, ha="center", va="center", color=ink)
             cell = Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=paint(0.1 + 0.8 * value), zorder=0)
             cell.set_gid(f"tooltip{len(told)}")
             axes.add_patch(cell)
@@ -159,10 +160,6 @@ def _some(xs: Sequence[float]) -> list[float]:
     """Returns at most `MOST_TICKS` evenly spaced values, including the last."""
     step = -(-len(xs) // MOST_TICKS)
     return [x for i, x in enumerate(xs) if (len(xs) - 1 - i) % step == 0]
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".") or "0"
 
 
 def in_units(value: float, thousand: int = 2**10) -> str:
