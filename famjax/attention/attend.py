@@ -103,9 +103,7 @@ def few_queries(q: Queries) -> bool:
     return q.shape[-3] * q.shape[-2] * 4 <= q.shape[-1]
 
 
-def attend_ring(
-    q: Queries, ring: Source, current: Rows, others: list[Source], scoring: Scoring
-) -> Queries:  # fmt: skip
+def attend_ring(q: Queries, ring: Source, current: Rows, others: list[Source], scoring: Scoring) -> Queries:
     """`attend` to all slots of a ring, which are one array, and to other sources.
 
     Each slot has a softmax of its own, and these are merged. So keys are not copied, the scores of one slot exist at a

@@ -175,9 +175,7 @@ def fam_offsets(config: MemoryConfig) -> np.ndarray:
     return np.zeros(F)
 
 
-def fam_sources(
-    memory: LayerMemory, updates: Rows, distance: Rows | int | None, config: MemoryConfig
-) -> list[Source]:  # fmt: skip
+def fam_sources(memory: LayerMemory, updates: Rows, distance: Rows | int | None, config: MemoryConfig) -> list[Source]:
     """The keys and values of the P previous FAMs, the oldest first, for queries of the block after them.
 
     Args:

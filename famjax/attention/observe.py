@@ -93,9 +93,8 @@ def attention_of_blocks(
 
 
 def write_gates_of_blocks(
-    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
-    where: Blocks,
-) -> Float[Array, "B N F"]:  # fmt: skip
+    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"], where: Blocks
+) -> Float[Array, "B N F"]:
     """The gates of FAM's updates in `over_blocks` of the same arguments (`block_step.write_gate`).
 
     Args:

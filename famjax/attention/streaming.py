@@ -145,9 +145,7 @@ def _with_fam(
     return dataclasses.replace(memory, **select_rows(full, parts(updated), parts(memory)))
 
 
-def _keep_outputs(
-    layer: LayerWeights, y: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks
-) -> LayerMemory:  # fmt: skip
+def _keep_outputs(layer: LayerWeights, y: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks) -> LayerMemory:
     """The memory with the outputs of some tokens; in rows whose block is full these are what later blocks see."""
     assert where.offset is not None
     kv = layer.keys_values(y, where.offset[:, None] + np.arange(y.shape[1]))

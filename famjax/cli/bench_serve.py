@@ -79,9 +79,7 @@ def settings_of(args: argparse.Namespace, config: dict[str, Any] | None) -> dict
     return {"name": model, "model": config, **{name: getattr(args, name) for name in names}}
 
 
-def measure(
-    args: argparse.Namespace, model_dir: Path, vocab_size: int, tell: Tell
-) -> list[dict[str, Any]]:  # fmt: skip
+def measure(args: argparse.Namespace, model_dir: Path, vocab_size: int, tell: Tell) -> list[dict[str, Any]]:
     """Returns measurements of famjax serve with and without batching, and of the server of --url.
 
     The servers are measured in alternation. Ours run in this process, where they share the weights and the device.

@@ -146,9 +146,7 @@ def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--dtype`, the flag for gin's `DTYPE`; see `infer/load.py`."""
     parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="compute dtype (default: the model's own; float32 on a CPU, where it is faster)",
+        "--dtype", choices=DTYPES, help="compute dtype (default: the model's own; float32 on a CPU, where it is faster)"
     )
 
 

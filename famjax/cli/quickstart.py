@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
     parser.add_argument(
-        "--twins", type=distinct_numbers, metavar="M,M",
-        help="memory segments of the baselines (default: 0)",
-    )  # fmt: skip
+        "--twins", type=distinct_numbers, metavar="M,M", help="memory segments of the baselines (default: 0)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
     parser.add_argument("--paper", action="store_true", help="train FAM with the paper's update, in twice the steps")

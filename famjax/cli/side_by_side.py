@@ -123,9 +123,7 @@ def _begin(job: Job, cores: list[int]) -> _Running:
     with open(job.log, "w", encoding="utf-8") as log:
         # A terminal sends Ctrl-C to its whole process group. In a group of its own a run gets SIGTERM alone, from
         # `_end`; after Ctrl-C that would be the second signal, at which it ends without saving.
-        process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
-        )  # fmt: skip
+        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, cores)
     return _Running(job, process, cores)

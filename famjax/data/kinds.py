@@ -70,9 +70,7 @@ def kind_of(path: str) -> str:
     return "refused" if ending in _REFUSED or name_of(path).endswith(".tar.gz") else "text"
 
 
-def one_kind(
-    pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = ""
-) -> str:  # fmt: skip
+def one_kind(pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = "") -> str:
     """Returns the kind, one of `kinds`, that all files of a path or glob have.
 
     `pattern`, as the user wrote it, and `remedy`, the setting that overrides the kind, are for messages.

@@ -50,9 +50,8 @@ class TextTask:
     observes = False
 
     def __init__(
-        self, config: TrainConfig, rows: Sequence[int] | np.ndarray, vocabulary: Vocabulary,
-        groups: dict[str, Mixture],
-    ):  # fmt: skip
+        self, config: TrainConfig, rows: Sequence[int] | np.ndarray, vocabulary: Vocabulary, groups: dict[str, Mixture]
+    ):
         self.rows, self.vocabulary = [int(row) for row in rows], vocabulary
         self._config, self._data, self._groups = config, config.data, groups
         self._streams = config.data.stream_rows(config.batch_size)

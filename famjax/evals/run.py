@@ -155,12 +155,7 @@ def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
 
 
 def _evaluate(
-    name: str,
-    subject: Subject,
-    config: EvalConfig,
-    edges: tuple[int, ...],
-    file: SampleFile,
-    progress: Progress,
+    name: str, subject: Subject, config: EvalConfig, edges: tuple[int, ...], file: SampleFile, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     """Returns a model's entry in the results, and its answers by task."""
     progress.stage(f"loading {name}")

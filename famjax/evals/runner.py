@@ -84,9 +84,7 @@ class Runner:
         if bad and not read:
             raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
-    def _answer_chunk(
-        self, task: Task, examples: list[Example], done: frozenset[str] | set[str]
-    ) -> Iterator[Sample]:  # fmt: skip
+    def _answer_chunk(self, task: Task, examples: list[Example], done: frozenset[str] | set[str]) -> Iterator[Sample]:
         """Yields the answers to one chunk, but for those in `done`; examples with a context wait for its prefill."""
         whole = (self._fit(group, task) for group in _groups(examples))
         fitted = [rest for group in whole if (rest := [one for one in group if one.example.id not in done])]

@@ -17,13 +17,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.config.text import texts_of
 from famjax.data.chat_template import ChatTemplate, chat_template
-from famjax.data.vocabulary import (
-    ByteVocabulary,
-    TokenizerVocabulary,
-    Vocabulary,
-    added_before,
-    vocabulary_of,
-)
+from famjax.data.vocabulary import ByteVocabulary, TokenizerVocabulary, Vocabulary, added_before, vocabulary_of
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.pretrained.folder import CONFIG_JSON, KEPT_CONFIG

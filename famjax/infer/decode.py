@@ -147,9 +147,7 @@ def _ends_with(
     return (same & (length > 0) & (made[:, None] >= length)).any(axis=-1)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "sampling", "room"), donate_argnames=("session",)
-)  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "room"), donate_argnames=("session",))
 def _decode(
     graphdef: nnx.GraphDef[Transformer], params: Tree, session: Session, limit_B: Int[Array, "B"],
     before_B: Int[Array, "B"], stop_array: Int[Array, "_n _longest"], seed: Int[Array, ""], sample_B: Int[Array, "B"],

@@ -28,9 +28,7 @@ BLOCKS_PER_CALL = 8
 Emit: TypeAlias = Callable[[Transformer, Float[Array, "B Q D"], Int[Array, "B Q"]], Tree]
 
 
-def emit_hidden(
-    model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]
-) -> Float[Array, "B Q D"]:  # fmt: skip
+def emit_hidden(model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]) -> Float[Array, "B Q D"]:
     """Returns the hidden states unchanged."""
     return hidden
 

@@ -95,9 +95,7 @@ def sample_rows(
     return jnp.where(hot, jax.lax.cond(hot.any(), drawn, lambda: best), best)
 
 
-def _least_kept(
-    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
-) -> Float[Array, "B"]:  # fmt: skip
+def _least_kept(logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]) -> Float[Array, "B"]:
     """Returns the smallest logit that `keep_top_p(keep_top_k(logits))` keeps in each row, from one sort."""
     V = logits.shape[-1]
     ordered = jnp.sort(logits, axis=-1, descending=True)

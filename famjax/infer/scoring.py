@@ -223,9 +223,7 @@ def padded_length(length: int, block_size: int) -> int:
     return block_size * (half_way if power >= 4 and blocks <= half_way else power)
 
 
-def next_token_scores(
-    model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"]
-) -> TokenScores:  # fmt: skip
+def next_token_scores(model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"]) -> TokenScores:
     """Returns the natural-log probability of each next token, and whether it has the highest logit.
 
     Large logits [B, Q, V] are computed a few positions at a time.

@@ -162,9 +162,7 @@ class Origin(NamedTuple):
         return cls(own["model"], own["fam"], json.dumps(_settings(model.config.memory)), model.config.dtype)
 
 
-def save(
-    path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
-) -> None:  # fmt: skip
+def save(path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None) -> None:
     """Writes a session of one row to a file, atomically: if the process is killed, the previous file remains.
 
     Args:
@@ -234,9 +232,7 @@ def _check_memory(what: str, memory: str, config: ModelConfig) -> None:
 _OF_OPEN_GATE = "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
 
 
-def check_origin(
-    what: str, origin: Origin, model: Transformer, known: Mapping[str, str] | None = None
-) -> None:  # fmt: skip
+def check_origin(what: str, origin: Origin, model: Transformer, known: Mapping[str, str] | None = None) -> None:
     """Raises `ConfigError` if `model` cannot continue a session, since another model made it.
 
     Args:

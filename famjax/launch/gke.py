@@ -240,8 +240,7 @@ def deletion(options: Options) -> Command:
 
 def status(options: Options) -> Command:
     """Returns the command that shows the JobSet and its pods."""
-    return kubectl(options, "its status", "get", "jobset,job,pod",
-                   f"--selector={NAME_LABEL}={options.name}")  # fmt: skip
+    return kubectl(options, "its status", "get", "jobset,job,pod", f"--selector={NAME_LABEL}={options.name}")
 
 
 def submissions(training: Training, options: Options) -> list[Command]:

@@ -83,8 +83,7 @@ def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microb
     better = propose(topology, batch_size // microbatches, tensor)
     if math.prod(sizes) == topology.devices:
         has = f"`data` runs across the {topology.slices} slices and must be a multiple of their number"
-    raise ConfigError(f"MESH ({shape}) is {math.prod(sizes)} devices, but {has}; use for example "
-                      f'--gin.MESH="{better}"')  # fmt: skip
+    raise ConfigError(f'MESH ({shape}) is {math.prod(sizes)} devices, but {has}; use for example --gin.MESH="{better}"')
 
 
 def propose(topology: Topology, rows: int, tensor: int = 1) -> dict[str, int]:

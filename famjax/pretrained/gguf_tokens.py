@@ -104,9 +104,7 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
     metadata.refuse_unread()
     write = lambda values: json.dumps(values, ensure_ascii=False).encode()
     ids = says.generation()
-    contents = {
-        TOKENIZER_JSON: write(tokenizer), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(ids)
-    }  # fmt: skip
+    contents = {TOKENIZER_JSON: write(tokenizer), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(ids)}
     return TokenizerFiles(contents, ids, len(says.tokens))
 
 

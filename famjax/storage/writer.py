@@ -73,9 +73,8 @@ class Writer:
     """
 
     def __init__(
-        self, model_dir: str | Path, config: ModelConfig, keep: Keep, saved: int | None = None,
-        base: Base | None = None,
-    ):  # fmt: skip
+        self, model_dir: str | Path, config: ModelConfig, keep: Keep, saved: int | None = None, base: Base | None = None
+    ):
         """Opens a model directory.
 
         Args:

@@ -61,9 +61,7 @@ def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, 
     return Start(jax.lax.stop_gradient(passed_fam), state.passed_updates, use)
 
 
-def position_shift(
-    config: MemoryConfig, rope_base: float, key: Key[Array, ""], rows: int
-) -> Int[Array, "B"] | None:  # fmt: skip
+def position_shift(config: MemoryConfig, rope_base: float, key: Key[Array, ""], rows: int) -> Int[Array, "B"] | None:
     """Returns the random position offset of each row, in tokens (paper section 2), or None if it has no effect.
 
     It is uniform in [0, 2 pi rope_base) with probability `random_position_offset`, else 0.
@@ -92,9 +90,7 @@ def auxiliary_scale(config: TrainConfig) -> float:
     return 1 / (config.batch_size * blocks * max(with_fam, 1))
 
 
-def rows_before(
-    model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh
-) -> MemoryState:  # fmt: skip
+def rows_before(model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh) -> MemoryState:
     """Returns the memory of the rows before a step, for diagnostics: the carried one (`rows_first`) or, if rows carry
     none, the initial one of a document."""
     memory = model.initial_state(rows, start) if memory is None else rows_first(memory, back=True)
@@ -102,9 +98,7 @@ def rows_before(
     return constrained
 
 
-def draws(
-    config: TrainConfig, step: Int[Array, ""], rows: int
-) -> tuple[Key[Array, ""], Int[Array, "B"] | None]:  # fmt: skip
+def draws(config: TrainConfig, step: Int[Array, ""], rows: int) -> tuple[Key[Array, ""], Int[Array, "B"] | None]:
     """Returns (key of random state passing, position offsets or None) of a step, as a function of (seed, step)."""
     passing, shift = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
     return passing, position_shift(config.model.memory, config.model.rope_base, shift, rows)

@@ -58,9 +58,8 @@ def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
         return hiding.example(rng, length, needle_tokens, depths, tail, asked, {"depth": depth}, targets=targets)
 
     return generated.task(
-        name, "generate", config, make, RULER_NEW_TOKENS, {"string_match": string_match_all},
-        filler=config.filler,
-    )  # fmt: skip
+        name, "generate", config, make, RULER_NEW_TOKENS, {"string_match": string_match_all}, filler=config.filler
+    )
 
 
 def _list(keys: list[str]) -> str:

@@ -65,9 +65,7 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
     """
     memory_config, S = config.model.memory, config.model.memory.block_size
 
-    def diagnose(
-        params: Weights, memory: MemoryState | None, batch: Batch
-    ) -> dict[str, Float[Array, "..."]]:  # fmt: skip
+    def diagnose(params: Weights, memory: MemoryState | None, batch: Batch) -> dict[str, Float[Array, "..."]]:
         first = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, 0]
         batch = jax.tree.map(first, batch)
         rows, length = batch.tokens.shape

@@ -32,9 +32,7 @@ EMPTY: Mapping[str, Any] = {}
 # The metrics that the loop waits for after each step.
 AWAITED = ("loss", "gradient_norm", "update_norm", "tokens")
 # The metrics that a line has as they are.
-LOGGED = (
-    "z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy", "learning_rate",
-)  # fmt: skip
+LOGGED = ("z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy", "learning_rate")
 
 
 class Watch:
