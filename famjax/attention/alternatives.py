@@ -45,13 +45,8 @@ def axes(config: MemoryConfig) -> dict[str, Axes]:
 
 
 def start(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.dtype) -> State:
-    """Their state in one layer before any text: `prompt` [B, F, D] and `output_k`, `output_v` [B, K, S, H].
-
-    Args:
-      layer: the layer's settings.
-      fresh: the initial FAMs and the prompt, see `split`.
-      dtype: of keys and values.
-    """
+    """Their state in one layer before any text: `prompt` [B, F, D], and `output_k`, `output_v` [B, K, S, H] in `dtype`.
+    `fresh` has the initial FAMs and the prompt, see `split`."""
     (K, H), state = layer.key_shape, {}
     _, prompt = split(fresh, layer.memory)
     if prompt is not None:

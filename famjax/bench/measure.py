@@ -31,11 +31,8 @@ def alternate(
     on_turn: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Times the runs in alternating order, for `repeats` rounds: A B C, then C B A, and so on, so that none is always
-    first. Calls `on_turn` with (runs done, total runs).
-
-    Returns:
-      For each name its times in seconds; the i-th entries of all names are from the same round.
-    """
+    first. Calls `on_turn` with (runs done, total runs). Returns for each name its times in seconds; the i-th entries of
+    all names are from the same round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     names, done = list(runs), 0
     for turn in range(repeats):

@@ -80,11 +80,8 @@ def training_step(config: ModelConfig, rows: int, length: int) -> Program:
 
 
 def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tuple[Callable[[int], None], Program]:
-    """Compiles streamed prefill of `rows` random texts, block by block, without logits.
-
-    Returns:
-      A function that prefills a new text of N blocks, a multiple of `blocks_per_call`; and the program.
-    """
+    """Compiles streamed prefill of `rows` random texts, block by block, without logits. Returns a function that reads a
+    new text of N blocks, a multiple of `blocks_per_call`; and the program."""
     model = model_lib.unstacked(model_lib.create(config))
     graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
     shape = (blocks_per_call, rows, config.memory.block_size)

@@ -56,9 +56,7 @@ def prefill(model: ModelConfig, rows: int, blocks: tuple[int, ...], repeats: int
     """Measures streamed prefill of texts of `blocks` blocks, FAM and BSWA alternating, all lengths in every round.
 
     Short texts are prefilled several times per run, so that the runs of different lengths take more similar times.
-
-    Returns:
-      One entry per length, like those of `training`.
+    Returns one entry per length, like those of `training`.
     """
     readers = {}
     per_call = min(BLOCKS_PER_CALL, *blocks)

@@ -108,11 +108,6 @@ class DocumentSequences:
     """Sequences of 1 to `most` successive examples of a lane as one example each.
 
     The number (`number_to_join`) is drawn from the seed, the lane and its position.
-
-    Args:
-      documents: the examples.
-      most: maximum number of examples of a sequence.
-      seed: seed of the numbers.
     """
 
     def __init__(self, documents: Examples, most: int, seed: list[int]):

@@ -186,15 +186,8 @@ class Codec:
         return stops
 
     def stream(self, texts: Sequence[str], before: Iterable[int] = ()) -> Stream:
-        """Returns an incremental decoder whose text ends before any of the stop texts.
-
-        Args:
-          texts: stop texts.
-          before: the last tokens before the text.
-
-        Raises:
-          ConfigError: see `token_stops`.
-        """
+        """Returns an incremental decoder whose text ends before any of the stop texts `texts`; `before`: the last
+        tokens before the text. Raises `ConfigError` as `token_stops` does."""
         stops = self.token_stops(texts)
         if self.is_bytes:
             return TextStream(stops, before)

@@ -102,12 +102,8 @@ def generate(
 def compile_beside(
     model: Transformer, rows: int, sampling: Sampling = GREEDY, stops: Sequence[Sequence[int]] = ()
 ) -> Callable[[], None]:
-    """Compiles the program of `generate` in a thread, beside a prefill, and returns a function that waits for it.
-
-    Args:
-      model, sampling, stops: as for `generate`.
-      rows: number of rows of the session.
-    """
+    """Compiles the program of `generate` for a session of `rows` rows in a thread, beside a prefill, and returns a
+    function that waits for it."""
     if jax.process_count() > 1:  # threads of several processes would start their programs in different orders
         return lambda: None
     graphdef, params = nnx.split(model)

@@ -227,11 +227,6 @@ def next_token_scores(model: Transformer, hidden: Float[Array, "B Q D"], followi
     """Returns the natural-log probability of each next token, and whether it has the highest logit.
 
     Large logits [B, Q, V] are computed a few positions at a time.
-
-    Args:
-      model: the model.
-      hidden: hidden states.
-      following: the token after each.
     """
 
     def score(logits: Float[Array, "B Q V"], following: Int[Array, "B Q"]) -> TokenScores:
@@ -245,13 +240,8 @@ def of_logits(
     model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"],
     score: Callable[[Float[Array, "B Q V"], Int[Array, "B Q"]], Tree],
 ) -> Tree:  # fmt: skip
-    """Returns `score(logits, following)`, arrays [B, Q, ...], without materialising all logits [B, Q, V] at once.
-
-    Args:
-      model: the model.
-      hidden: hidden states.
-      following: the token after each.
-      score: maps logits [B, q, V] and the tokens after them [B, q] to a tree of arrays [B, q, ...].
+    """Returns `score(logits, following)`, arrays [B, Q, ...], without materialising all logits [B, Q, V] at once:
+    `score` maps those of some positions [B, q, V], and the tokens after them [B, q], to a tree of arrays [B, q, ...].
     """
     B, Q, _ = hidden.shape
     fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))

@@ -233,13 +233,8 @@ _OF_OPEN_GATE = "; a fully open gate is removed at loading, which earlier versio
 
 
 def check_origin(what: str, origin: Origin, model: Transformer, known: Mapping[str, str] | None = None) -> None:
-    """Raises `ConfigError` if `model` cannot continue a session, since another model made it.
-
-    Args:
-      what: the session, for the message.
-      origin: the model that made it.
-      model, known: see `restore`.
-    """
+    """Raises `ConfigError` if `model` cannot continue a session, since another model, its `origin`, made it. `what` is
+    the session, for the message; `known`: see `save`."""
     _check_memory(what, origin.memory, model.config)
     if origin.dtype not in (None, model.config.dtype):
         raise ConfigError(

@@ -278,12 +278,6 @@ def gather(weight: Array, axes: Axes, execution: Execution, dtype: str) -> Array
     gathered in the compute dtype, which is half the bytes, and converted back to its own dtype. This changes no bit,
     since every use rounds it to the compute dtype, but its gradient, a sum over blocks and devices, is accumulated in
     its own dtype.
-
-    Args:
-      weight: of one layer.
-      axes: the names of its axes.
-      execution: of the model, on a mesh.
-      dtype: compute dtype.
     """
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
     return execution.constrain(rounded, tuple(name and GATHERED.get(name, name) for name in axes)).astype(weight.dtype)

@@ -88,13 +88,7 @@ def _axes(config: ModelConfig) -> dict[str, tuple[dict[str, int], dict[str, int]
 
 def drop(x: Float[Array, "rows in"], name: str, *, key: Key[Array, ""], rate: float) -> Float[Array, "rows in"]:
     """Dropout on the input of a projection's pair: each number is 0 with probability `rate`, else multiplied by
-    1 / (1 - rate).
-
-    Args:
-      x: the input.
-      name: of the projection. The mask is a function of the key, the projection and the shape.
-      key: of a step, layer and block.
-      rate: see above.
+    1 / (1 - rate). The mask is a function of the key (of a step, layer and block), the projection's name and the shape.
     """
     keep = jax.random.bernoulli(jax.random.fold_in(key, LORA_PROJECTIONS.index(name)), 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -102,11 +102,8 @@ class Batch:
         self._rows = [*kept, *[None] * (size - len(kept))]
 
     def decode(self, at_once: int) -> list[tuple[Row, Generated | None]]:
-        """Makes one decode call, of up to `at_once` tokens per row.
-
-        Returns:
-          Each row with what it has generated, or with None if its logits were NaN.
-        """
+        """Makes one decode call, of up to `at_once` tokens per row. Returns each row with what it has generated; with
+        None if its logits were NaN."""
         assert self._session is not None
         limit = np.array([min(row.limit, at_once) if row else 0 for row in self._rows], np.int32)
         before = np.array([row.made if row else 0 for row in self._rows], np.int32)

@@ -110,13 +110,8 @@ def to_save(state: TrainState) -> dict[str, Any]:
 
 
 def from_saved(step: int, params: Weights, saved: dict[str, Any], where: TrainState) -> TrainState:
-    """Returns the state that a checkpoint stores.
-
-    Args:
-      step, params: number of steps done, and the weights.
-      saved: the arrays of `to_save`.
-      where: the abstract state with shardings, from `abstract`.
-    """
+    """Returns the state that a checkpoint stores: steps done, weights, and `saved`, the arrays of `to_save`. `where` is
+    the abstract state with shardings, from `abstract`."""
     empty = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     leaves = [saved[path] if path in saved else empty(leaf) for path, leaf in _carried(where)]
     rest = jax.tree.unflatten(jax.tree.structure(_without_weights(where)), leaves)

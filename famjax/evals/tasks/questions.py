@@ -108,12 +108,8 @@ def name_of(article: str) -> str:
 
 
 class Encoder:
-    """Converts questions to examples; a document shared by consecutive questions is tokenized once.
-
-    Args:
-      codec: the tokenizer.
-      frame: the chat template's text around a document and its question.
-    """
+    """Converts questions to examples; a document shared by consecutive questions is tokenized once. `frame` is the chat
+    template's text around a document and its question."""
 
     def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
         self._pieces = Pieces(codec.vocabulary, codec.bos, frame)
