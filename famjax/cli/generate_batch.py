@@ -5,7 +5,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError
-from famjax.config.text import BadText
 from famjax.infer.settings import Sampling
 
 if TYPE_CHECKING:
@@ -20,16 +19,9 @@ _SETTINGS = (
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
     """Returns the prompts of a JSON lines file. Raises `ConfigError` with file and line of an invalid one."""
-    from famjax.data.files import json_lines
+    from famjax.data.files import read_json_lines
 
-    prompts = []
-    for place, fields in json_lines(path):
-        if isinstance(fields, BadText):
-            raise fields
-        prompts.append(_prompt(fields, place, may_be_empty))
-    if not prompts:
-        raise ConfigError(f"{path} has no prompts; give it one JSON object per line")
-    return prompts
+    return read_json_lines(path, "prompts", lambda fields, place: _prompt(fields, place, may_be_empty))
 
 
 def _prompt(fields: Any, place: str, may_be_empty: bool) -> str:

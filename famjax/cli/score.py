@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from famjax.cli.flags import add_infer_arguments, check_file, settle
 from famjax.config import ConfigError, memory_overrides
 from famjax.config.checks import at_least
-from famjax.config.text import BadText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,18 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
 def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarray"]:
     """Returns the documents of a JSON lines file as int32 ids. Raises `ConfigError` with the line of an invalid one."""
-    from famjax.data.files import json_lines
+    from famjax.data.files import read_json_lines
     from famjax.infer.codec import Codec
 
     codec = functools.cache(lambda: Codec(model_dir, vocab_size))  # created only if a document is a text
-    documents = []
-    for place, fields in json_lines(path):
-        if isinstance(fields, BadText):
-            raise fields
-        documents.append(_document(fields, place, vocab_size, codec))
-    if not documents:
-        raise ConfigError(f"{path} has no documents; give it one JSON object per line")
-    return documents
+    return read_json_lines(path, "documents", lambda fields, place: _document(fields, place, vocab_size, codec))
 
 
 def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Codec"]) -> "np.ndarray":

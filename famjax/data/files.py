@@ -4,14 +4,16 @@ import glob
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from famjax.config import ConfigError
 from famjax.config.text import BOM, BadText, checked, json_of
 from famjax.data.kinds import is_gzip, is_hidden
+
+T = TypeVar("T")
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -134,6 +136,19 @@ def json_lines(path: str) -> Iterator[tuple[str, Any]]:
                         yield place, error
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(path, error) from error
+
+
+def read_json_lines(path: str, what: str, convert: Callable[[Any, str], T]) -> list[T]:
+    """Returns `convert(value, file:line)` of every line that is not blank. Raises `ConfigError` on an invalid line, and
+    if there is none; `what` the lines are, for the message."""
+    found = []
+    for place, value in json_lines(path):
+        if isinstance(value, BadText):
+            raise value
+        found.append(convert(value, place))
+    if not found:
+        raise ConfigError(f"{path} has no {what}; give it one JSON object per line")
+    return found
 
 
 # --- Hugging Face datasets, as written by `save_to_disk` ----------------------------------------------
