@@ -194,7 +194,7 @@ def _check(console: Any, config: TrainConfig) -> None:
             f"{lengths.count(0):,} empty ones are skipped"
         )
     if bad:
-        for error in bad[1:]:
-            console.print(str(error))
+        for one in bad[1:]:
+            console.print(str(one))
         more = f"; {len(bad) - 1} more above" if len(bad) > 1 else ""
         raise ConfigError(f"{bad[0]}{more}")
