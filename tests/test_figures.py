@@ -197,6 +197,18 @@ def test_texts_by_number_of_segments() -> None:
     assert "it costs about 0.01 bits per byte there, in the documents and joined, with each of three seeds" in page
     assert f"({means['heldout', 2]:.3f} against {means['heldout', 1]:.3f})" in page
     assert means["joined", 2] > means["joined", 1]
+    (long,) = (found["bits_per_byte"] for found in joined if found["steps"] == 1800)
+    bswa, gated = ({read: [one[-1]["bits_per_byte"] for one in long[read][name]] for read in long}
+                   for name in ("bswa_m1", "gated_m1"))  # fmt: skip
+    costs = {read: [x - y for x, y in zip(gated[read], bswa[read], strict=True)] for read in long}
+    cost = {read: f"{sum(each) / 3:.3f}" for read, each in costs.items()}
+    least, most = min(costs["heldout"]), max(costs["heldout"])
+    assert f"{cost['heldout']} after 1,800 steps ({-least:.3f} better to {most:.3f} worse by seed)" in page
+    assert f"and {cost['joined']} joined, where it is 0.010 and 0.011 after 900" in page
+    before = [f"{sum(gaps[read, 1]) / 3:.3f}" for read in ("heldout", "joined")]
+    assert before == ["0.010", "0.011"]
+    assert {f"{means[read, 1] - sum(bswa[read]) / 3:.2f}" for read in long} == {"0.24"}
+    assert "gain both models about 0.24 bits per byte" in page
 
 
 def test_learning_rates_of_mqar() -> None:
