@@ -176,6 +176,7 @@ _TABLES: dict[str, Callable[[Any], list[Any]]] = {
     "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
     "serving": _serving,
 }  # fmt: skip
+SUITES = tuple(_TABLES)  # in the order of docs/bench.md
 
 
 def _ratio(values: dict[str, float]) -> str:

@@ -122,7 +122,7 @@ def test_a_training_resumes_with_its_own_vocabulary(tmp_path, texts, letters):
         train(config(tmp_path / "m", plain, steps=2), "")
     with pytest.raises(ConfigError, match="was trained on bytes"):
         train(config(tmp_path / "bytes", tokens, steps=2), "")
-    with pytest.raises(ConfigError, match="had added .*'bos': True.*, not .*'bos': False"):
+    with pytest.raises(ConfigError, match="had bos True, not False"):
         train(config(tmp_path / "m", dataclasses.replace(data, bos=False), steps=2), "")
     train(config(tmp_path / "m", data, steps=3, **still), "")
     train(config(tmp_path / "whole", data, steps=3, initial_checkpoint=start, **still), "")
