@@ -145,6 +145,11 @@ def test_the_published_model_in_the_readme(readme: str) -> None:
     assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
 
 
+def last(runs: list) -> list[float]:
+    """Bits per byte over all positions, for each seed of a run in docs/texts.json."""
+    return [one[-1]["bits_per_byte"] for one in runs]
+
+
 def test_texts_in_the_readme(readme: str) -> None:
     """Bits per byte of gated FAM and the paper's against no memory, the mean over three seeds."""
     texts = results("texts")["900 steps"]["bits_per_byte"]
@@ -162,7 +167,6 @@ def test_texts_in_the_readme(readme: str) -> None:
     costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
     assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
     beside = results("texts")["900 steps, one memory segment"]["bits_per_byte"]["heldout"]
-    last = lambda runs: [one[-1]["bits_per_byte"] for one in runs]
     segment, both = last(beside["bswa_m1"]), last(beside["gated_m1"])
     assert len(segment) == 3 and max(segment) < min(last(texts["heldout"]["fam_m0"])) and sum(both) > sum(segment)
     assert "gains less than one segment, and beside one, gated FAM gains nothing" in readme
@@ -188,11 +192,10 @@ def test_texts_by_number_of_segments() -> None:
         for read, models in found.items():
             for name, gated in models.items():
                 kind, segments = name.split("_m")
-                last = [one[-1]["bits_per_byte"] for one in models[f"bswa_m{segments}"]]
-                means[read, int(segments)] = sum(last) / 3
+                base = last(models[f"bswa_m{segments}"])
+                means[read, int(segments)] = sum(base) / 3
                 if kind == "gated":
-                    ours = [one[-1]["bits_per_byte"] for one in gated]
-                    gaps[read, int(segments)] = [x - y for x, y in zip(ours, last, strict=True)]
+                    gaps[read, int(segments)] = [x - y for x, y in zip(last(gated), base, strict=True)]
     assert len(gaps) == 6 and all(len(gap) == 3 for gap in gaps.values())
     assert all(max(gap) < 0 for (_, segments), gap in gaps.items() if not segments)
     beside = [gap for (_, segments), gap in gaps.items() if segments]
@@ -201,9 +204,8 @@ def test_texts_by_number_of_segments() -> None:
     assert f"after 900 steps ({means['heldout', 2]:.3f} against {means['heldout', 1]:.3f})" in page
     assert means["joined", 2] > means["joined", 1]
     (long,) = (found["bits_per_byte"] for found in joined if found["steps"] == 1800)
-    bswa, gated = ({read: [one[-1]["bits_per_byte"] for one in long[read][name]] for read in long}
-                   for name in ("bswa_m1", "gated_m1"))  # fmt: skip
-    second = [one[-1]["bits_per_byte"] for one in long["heldout"]["bswa_m2"]]
+    bswa, gated = ({read: last(long[read][name]) for read in long} for name in ("bswa_m1", "gated_m1"))
+    second = last(long["heldout"]["bswa_m2"])
     assert f"({sum(second) / 3:.3f} against {sum(bswa['heldout']) / 3:.3f})" in page
     saved = [x - y for x, y in zip(second, gated["heldout"], strict=True)]
     assert min(saved) > 0 and f"by {sum(saved) / 3:.3f} after 1,800 steps, with each seed" in page

@@ -247,6 +247,11 @@ class ModelConfig:
         return which == "all" or which[index % len(which)] == "+"
 
     @property
+    def layers_with_fam(self) -> list[int]:
+        """The layers that have feedback activations, counted from 0."""
+        return [index for index in range(self.num_layers) if self.has_fam(index)]
+
+    @property
     def is_noisy(self) -> bool:
         """Whether layers use random numbers in training: dropout of LoRA, or noise on FAM or its gates."""
         memory = self.memory
@@ -344,7 +349,7 @@ class ModelConfig:
                 f"counted from 0; use at most {self.num_layers - 1}"
             )
         self.memory.check_model(self.attention_kernel, "local" in self.layer_pattern)
-        if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
+        if self.memory.fam_length and not self.layers_with_fam:
             raise ConfigError(
                 f"fam_layers {self.memory.fam_layers!r} selects none of the {self.num_layers} layers; use `all`, or "
                 f"set fam_length to 0"

@@ -72,8 +72,7 @@ def without_open_gate(params: dict[str, Any], config: ModelConfig) -> tuple[dict
     """Returns weights and configuration without FAM's gate if it is 1 in all layers with FAM: then the model is the
     paper's."""
     gate = params.get(FAM, {}).get(GATE)
-    with_fam = [i for i in range(config.num_layers) if config.has_fam(i)]
-    if gate is None or not (gate[np.array(with_fam)] == 1).all():
+    if gate is None or not (gate[np.array(config.layers_with_fam)] == 1).all():
         return params, config
     fam = {name: array for name, array in params[FAM].items() if name != GATE}
     return params | {FAM: fam}, config.with_memory(fam_gate=False)

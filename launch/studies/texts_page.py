@@ -53,7 +53,8 @@ def summary(results: dict[str, Any]) -> list[str]:
                     [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read].get(f"{kind}_m{segments}", [])]
                     for kind in ("bswa", "gated")
                 )
-                cells += [f"{mean(bswa):.3f}", *((f"{mean(gated):.3f}", difference(gated, bswa)) if gated else "--")]
+                cells.append(f"{mean(bswa):.3f}")
+                cells += [f"{mean(gated):.3f}", difference(gated, bswa)] if gated else ["-", "-"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

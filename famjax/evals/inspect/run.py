@@ -134,8 +134,8 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
         reductions: tuple[tuple[str, Any], ...] = (("mean", np.mean), ("min", np.min), ("max", np.max))
         for i, (name, reduce) in enumerate(reductions):
             by_block[f"write_gate_{name}"] = _thinned(seen.gates[..., i], parts, reduce)
-    with_fam = [layer for layer in range(model.config.num_layers) if model.config.has_fam(layer)]
-    layers, heads = _some(with_fam, LAYERS), _some(range(seen.token_map.shape[1]), HEADS)
+    layers = _spread(model.config.layers_with_fam, LAYERS)
+    heads = _spread(range(seen.token_map.shape[1]), HEADS)
     chosen = lambda maps: _rounded(maps[np.ix_(layers, heads)])
     return {
         "kinds": ["memory segments", "FAM", "block"],
@@ -155,8 +155,8 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
     }  # fmt: skip
 
 
-def _some(numbers: Sequence[int], most: int) -> list[int]:
-    """Returns at most so many of the numbers, evenly spaced, the first and the last included."""
+def _spread(numbers: Sequence[int], most: int) -> list[int]:
+    """Returns at most `most` of the numbers, evenly spaced, the first and the last included."""
     return sorted({numbers[int(i)] for i in np.linspace(0, len(numbers) - 1, min(len(numbers), most)).round()})
 
 
