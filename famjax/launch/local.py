@@ -73,9 +73,11 @@ def show(training: Training, options: Options) -> str:
         ]  # fmt: skip
     if options.supervise:
         s = options.supervision
+        limits = ((s.hang_seconds, "a step"), (s.start_seconds, "the first step"))
+        hung = " or ".join(f"{seconds:g} s without {what}" for seconds, what in limits if seconds)
+        then = f"; after {hung}, stacks are saved and it is restarted" if hung else ""
         lines.append(f"# restarted after a failure, up to {s.restarts} times without progress, first after "
-                     f"{s.backoff_seconds:g} s; after {s.hang_seconds:g} s without a step, or {s.start_seconds:g} s "
-                     f"without the first one, stacks are saved and it is restarted")  # fmt: skip
+                     f"{s.backoff_seconds:g} s{then}")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -39,8 +39,8 @@ class Supervision:
 
     Attributes:
       restarts: maximum restarts without progress; an attempt that reaches a new latest step resets the count.
-      hang_seconds: time without a step after which a job counts as hung; 0 disables hang detection.
-      start_seconds: the same until the first step of an attempt, which includes loading and compiling.
+      hang_seconds: time without a step after which a job counts as hung; 0: never.
+      start_seconds: the same until the first step of an attempt, which includes loading and compiling; 0: never.
       backoff_seconds: seconds before the first restart; doubles with each restart without progress, up to 300.
     """
 
@@ -130,7 +130,7 @@ class Supervisor:
     def _check_for_hang(self) -> None:
         """Saves the stacks of an attempt that hangs, and kills it."""
         attempt, settings = self.attempt, self.settings
-        if attempt is None or not settings.hang_seconds or self._hung or self._stopped.is_set():
+        if attempt is None or self._hung or self._stopped.is_set():
             return
         for i, process in enumerate(attempt.processes):
             age, stepping = self._still(i)

@@ -46,6 +46,15 @@ def test_dry_run_shows_each_process(capfd):
     assert out[3].startswith(told)
     assert out[3].endswith("""'--gin.MODEL_DIR='"'"'it is $HOME'"'"'' '--gin.MESH={"data": 2}'""")
     assert "up to 3 times without progress" in out[4]
+    assert out[4].endswith(
+        "; after 1800 s without a step or 3600 s without the first step, stacks are saved and it is restarted"
+    )
+    assert launch(*LOCAL, "--restarts", "1", "--hang-seconds", "0", "--dry-run") == 0
+    assert (
+        capfd.readouterr()
+        .out.splitlines()[-1]
+        .endswith("after 10 s; after 3600 s without the first step, stacks are saved and it is restarted")
+    )
 
 
 def test_the_exit_code_of_an_unfinished_job_is_nobody_elses():

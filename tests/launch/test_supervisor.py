@@ -138,9 +138,10 @@ def test_a_hang_is_noticed_told_and_started_again(tmp_path, capfd):
     assert "the job made no step for 1 s at step 3 of 10; restart 1" in err
 
 
-def test_a_start_that_hangs_has_a_limit_of_its_own(tmp_path, capfd):
-    """Before the first step the longer limit counts, and 0 is none."""
-    settings = Supervision(restarts=0, hang_seconds=1.0, start_seconds=2.0)
+@pytest.mark.parametrize("hang_seconds", [1.0, 0.0])
+def test_a_start_that_hangs_has_a_limit_of_its_own(tmp_path, capfd, hang_seconds):
+    """Before the first step its own limit counts, also if there is none between steps, and 0 is none."""
+    settings = Supervision(restarts=0, hang_seconds=hang_seconds, start_seconds=2.0)
     began = time.monotonic()
     assert supervise(tmp_path, "time.sleep(60)", settings).run() == 128 + signal.SIGKILL
     assert time.monotonic() - began > 2.0
