@@ -48,6 +48,8 @@ class MqarConfig(_Labelled):
         paper's code, and the model never reads the value that it predicts.
       rewritten: probability that a key is listed again with a new value, after the list and before its last question.
         From there on its value is the new one. Departure from the paper, whose keys are listed once.
+      ordered: probability that a document lists its keys in the order of the vocabulary: easier, since a pair's place
+        then tells its key.
       power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
@@ -59,6 +61,7 @@ class MqarConfig(_Labelled):
     times: int = 1
     answered: bool = True
     rewritten: float = 0.0
+    ordered: float = 0.0
     power: float = 1.0
     keys: int = 16
     values: int = 16
@@ -77,6 +80,9 @@ class MqarConfig(_Labelled):
                 f"{self.keys} and {self.values}; raise MqarConfig.keys and MqarConfig.values"
             )
         probability("MqarConfig.rewritten", self.rewritten)
+        probability("MqarConfig.ordered", self.ordered)
+        if self.ordered and self.pairs[-1] < 2:
+            raise ConfigError(f"MqarConfig.ordered changes nothing in lists of one pair; raise pairs {self.pairs}")
         if self.rewritten and self.values < 2:
             raise ConfigError("MqarConfig.rewritten needs a second value; raise MqarConfig.values to 2 or more")
         if self.power <= 0:

@@ -82,6 +82,8 @@ class Mqar:
         config.check_pairs(length, pairs)
         values_from = config.fillers + config.keys
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
+        if config.ordered and rng.random() < config.ordered:
+            keys.sort()
         values = values_from + rng.choice(config.values, pairs, replace=False)
 
         # Event i is at tokens `at[i]` and `at[i] + 1`: a question for pair `of[i]`, or its key with a new value.

@@ -113,6 +113,16 @@ def test_a_key_that_is_listed_again_has_its_new_value(rewritten: float, times: i
     assert again == total if rewritten == 1 else abs(again / total - rewritten) < 4 * np.sqrt(0.25 / total)
 
 
+def test_keys_are_in_the_order_of_the_vocabulary_as_often_as_asked() -> None:
+    """All lists, none but by chance (a sixth of three keys), or half of the others too, within 4 standard errors."""
+    for ordered, share in ((1.0, 1.0), (0.0, 1 / 6), (0.5, 7 / 12)):
+        task = Mqar("mqar", MqarConfig(pairs=(3,), ordered=ordered))
+        rng = np.random.default_rng(0)
+        lists = [task.draw(rng, 2 * S, S).tokens[:6:2] for _ in range(1000)]
+        found = np.mean([sorted(keys) == keys.tolist() for keys in lists])
+        assert found == 1 if ordered == 1 else abs(found - share) < 4 * np.sqrt(share * (1 - share) / 1000)
+
+
 def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
     """The same documents, with a different word of one token for each symbol; bytes have none; fewer of a kind are some
     of the same words; and a vocabulary with too few words is refused."""
@@ -263,6 +273,8 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(power=0.0)}, "power is 0.0; it must be above 0"),
         ({"mqar": MqarConfig(fillers=0)}, "MqarConfig.fillers is 0; it must be at least 1"),
         ({"mqar": MqarConfig(rewritten=1.5)}, "MqarConfig.rewritten is 1.5; it must be between 0 and 1"),
+        ({"mqar": MqarConfig(ordered=-0.5)}, "MqarConfig.ordered is -0.5; it must be between 0 and 1"),
+        ({"mqar": MqarConfig(ordered=0.5, pairs=(1,))}, "ordered changes nothing in lists of one pair; raise pairs"),
         ({"mqar": MqarConfig(rewritten=0.5, values=1, pairs=(1,))}, "rewritten needs a second value; raise"),
         ({"mqar": MqarConfig(times=0)}, "MqarConfig.times is 0; it must be at least 1"),
         (
