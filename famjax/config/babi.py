@@ -26,6 +26,10 @@ class BabiConfig(CurriculumConfig):
         own file next to DataConfig.vocabulary is not copied to MODEL_DIR; copy it before an evaluation.
       turns: maximum number of a story's questions in a document, in turn, each after its own facts and filler, as in a
         conversation; more give more answers for the same tokens. 1: as in the evaluation.
+      instructed: whether a document begins with the instruction and the worked examples, as in the evaluation. Without
+        them a row has room for more documents.
+      everyone: whether an answer continues with the places of all other persons, sorted by name: more answers to learn
+        from for the same tokens. For `qa1` alone.
       stages: see `CurriculumConfig`; the filler of a turn is the text of the books, without facts and prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """
@@ -38,6 +42,8 @@ class BabiConfig(CurriculumConfig):
     books: tuple[str, ...] = ()
     chat: bool = True
     turns: int = 1
+    instructed: bool = True
+    everyone: bool = False
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -49,6 +55,8 @@ class BabiConfig(CurriculumConfig):
         for name in self.stories:
             if name not in STORIES:
                 raise ConfigError(f"stories {self.stories}: {name!r} is not one of {STORIES[0]} to {STORIES[-1]}")
+        if self.everyone and self.stories != ("qa1",):
+            raise ConfigError(f"BabiConfig.everyone needs stories ('qa1',), not {self.stories}; only there is it known")
         if not all(isinstance(path, str) and path for path in self.books):
             raise ConfigError(f"books {self.books} must be paths, in quotes")
 

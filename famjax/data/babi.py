@@ -116,6 +116,16 @@ PROMPTS = {
 OTHER = Prompt("facts.", "Answer with the word or the words asked for, and write nothing else.")
 
 
+def instruction(source: str) -> str:
+    """Returns the text of a prompt before the context: the task, worked examples and the form of the answer."""
+    prompt = PROMPTS.get(source, OTHER)
+    shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
+    return (
+        f"A long text follows, with a question after it. Hidden among its sentences, which are about other things, are "
+        f"{prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n"
+    )
+
+
 class Question(NamedTuple):
     """A question and the facts before it.
 
@@ -137,11 +147,25 @@ class Question(NamedTuple):
 
 def answer_text(question: Question) -> str:
     """Returns the answer in the form of the prompt. Raises `BadText` if the question is not one of its task."""
-    prompt = PROMPTS.get(question.source, OTHER)
-    found = re.fullmatch(prompt.asked, question.question)
+    return PROMPTS.get(question.source, OTHER).says.format(*_asked(question), answer=question.answer)
+
+
+def _asked(question: Question) -> tuple[str, ...]:
+    """Returns what the question is about, in the form of its task. Raises `BadText` if it is not one of its task."""
+    found = re.fullmatch(PROMPTS.get(question.source, OTHER).asked, question.question)
     if found is None:
         raise BadText(question.place, f"{question.question!r} is not a question of {question.source}")
-    return prompt.says.format(*found.groups(), answer=question.answer)
+    return found.groups()
+
+
+def of_everyone(question: Question) -> Question:
+    """Returns a question of `qa1` whose answer goes on with the places of all other persons, sorted by name. Raises
+    `BadText` if it is not one."""
+    (person,) = _asked(question)
+    places = {fact.split()[0]: fact.removesuffix(".").split()[-1] for fact in question.facts}
+    says = PROMPTS["qa1"].says.removesuffix(".")
+    told = [says.format(name, answer=place) for name, place in sorted(places.items()) if name != person]
+    return question._replace(answer=". ".join([question.answer, *told]))
 
 
 class Hidden(NamedTuple):
@@ -171,6 +195,7 @@ class Asking:
       pieces: the tokenizer.
       chat: whether the answer is a separate turn of a chat; then the prompt does not end with "Answer:".
       again: int32 [b], tokens from the end of an answer to the text before the story's next question.
+      instructed: whether the head has instruction and worked examples.
       heads: cache of tokenized heads by source.
 
     In the methods, `before` is the story's question that was asked before, if any: the prompt then begins with `again`
@@ -180,18 +205,13 @@ class Asking:
     pieces: Pieces
     chat: bool
     again: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
+    instructed: bool = True
     heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def head(self, source: str) -> np.ndarray:
-        """Returns the tokens of instruction and worked examples, int32 [h]."""
+        """Returns the tokens of instruction and worked examples, int32 [h]; without them, those before the text."""
         if source not in self.heads:
-            prompt = PROMPTS.get(source, OTHER)
-            shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
-            self.heads[source] = self.pieces.first(
-                f"A long text follows, with a question after it. Hidden among its sentences, which are about other "
-                f"things, are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n"
-                f"{CONTEXT}"
-            )
+            self.heads[source] = self.pieces.first((instruction(source) if self.instructed else "") + CONTEXT)
         return self.heads[source]
 
     def parts(

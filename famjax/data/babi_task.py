@@ -20,7 +20,7 @@ from famjax.config import ConfigError, TrainConfig
 from famjax.config.babi import BabiConfig
 from famjax.config.text import BadText
 from famjax.data import files
-from famjax.data.babi import CONTEXT, Asking, Question, read
+from famjax.data.babi import CONTEXT, Asking, Question, of_everyone, read
 from famjax.data.batch import Batch, Progress
 from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.curriculum import Curriculum, Marked, Placed, Rows, longest_filler, straddle, with_answer
@@ -272,7 +272,7 @@ def make_babi_task(config: TrainConfig) -> BabiTask:
     template = _template(vocabulary_path(config)) if settings.chat else None
     frame = Frame(True, *template.around_user()) if template else Frame()
     end, again = _after_answer(vocabulary, template)
-    asking = Asking(Pieces(vocabulary, added_before(vocabulary), frame), frame.chat, again)
+    asking = Asking(Pieces(vocabulary, added_before(vocabulary), frame), frame.chat, again, settings.instructed)
     questions, bad = _questions(settings, asking)
     task = BabiTask(
         settings, config.sequence_length, config.model.memory.block_size, config.batch_size, config.seed, vocabulary,
@@ -308,6 +308,7 @@ def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Quest
             try:
                 if isinstance(one, BadText):
                     raise one
+                one = of_everyone(one) if config.everyone else one
                 asking.answer(one)
                 questions.setdefault(one.source, []).append(one)
             except BadText as error:

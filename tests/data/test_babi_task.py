@@ -213,6 +213,33 @@ def test_the_questions_of_a_story_in_turn(folder, kind):
     assert numbers == {1, 2}
 
 
+def test_answers_about_everyone_without_instruction(folder):
+    """Documents begin with the facts. An answer tells where everyone is, the person asked for first, by a story that is
+    walked through by hand; a question of another form is counted."""
+    path = folder / "qa1_of-some-kind_train.txt"
+    path.write_text(
+        "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is John? \thallway\t2\n"
+        "4 Anna went to the office.\n5 Mary went back to the garden.\n6 Where is Mary? \tgarden\t5\n"
+        "7 How is Mary? \twell\t5\n"
+    )
+    task = task_of(folder, stories=("qa1",), stages=(1,), instructed=False, everyone=True)
+    here = "The most recent location of {} is {}."
+    answers = {
+        "Where is John?": [("John", "hallway"), ("Mary", "bathroom")],
+        "Where is Mary?": [("Mary", "garden"), ("Anna", "office"), ("John", "hallway")],
+    }
+    seen = set()
+    for step in range(4):
+        for text in documents(task, step, 1):
+            question, answer = re.search(
+                r"^<context>.*\n</context>\n\nQuestion: (.*)\nAnswer: (.*)\n$", text, re.S
+            ).groups()
+            assert answer == " ".join(here.format(*one) for one in answers[question])
+            seen.add(question)
+    assert seen == set(answers)
+    assert notes(task)[0].startswith(f"1 places of bAbI's files cannot be read, the first is {path}:7: 'How is Mary?'")
+
+
 def test_batches_depend_on_seed_step_and_open_stages_alone(folder):
     """The same task made twice gives the same batch; another step, seed or stage gives another one."""
     first = task_of(folder, seed=5)
@@ -286,6 +313,7 @@ MISTAKES = [
     ({"books": ()}, "the task 'babi' has no books; set --gin.BabiConfig.books"),
     ({"stories": ("qa21",)}, "'qa21' is not one of qa1 to qa20"),
     ({"stories": ("qa1", "qa1")}, "must be distinct names"),
+    ({"stories": ("qa1", "qa2"), "everyone": True}, "BabiConfig.everyone needs stories ('qa1',), not ('qa1', 'qa2')"),
     ({"stories": ("qa7",)}, "no file matches .*/qa7_*_train.txt"),
     ({"stages": (4, 1)}, "stages (4, 1) must be blocks of filler in ascending order"),
     ({"books": ("{}/no.txt",)}, "{}/no.txt"),
