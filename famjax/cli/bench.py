@@ -13,7 +13,7 @@ from famjax.bench.sizes import SIZES, check_lengths, variants
 from famjax.cli import bench_serve
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, check_folder, distinct_numbers, refuse
 from famjax.config import ConfigError, ModelConfig, memory_overrides
-from famjax.config.checks import at_least
+from famjax.config.checks import at_least, flag_of
 from famjax.process.progress import Progress
 
 NAME = "bench"
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
     for name, least in (("rows", 1), ("tokens", 1), ("questions", 1), ("full_to", 0)):
         if (value := getattr(args, name)) is not None:
-            at_least(f"--{name.replace('_', '-')}", value, least)
+            at_least(flag_of(name), value, least)
     args.blocks, args.llama = args.blocks or BLOCKS, args.llama or "tiny"
     args.full_to = FULL_TO if args.full_to is None else args.full_to
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
@@ -215,7 +215,7 @@ def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
     theirs, ours = folder / "theirs", folder / "ours"
     inference.write_llama(args.llama, theirs)
     memory = {"block_size": 512, "memory_segments": 3, "fam_length": 64} | memory_overrides(args)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in memory.items()]
+    flags = [f"{flag_of(name)}={value}" for name, value in memory.items()]
     if main(["import-hf", str(theirs), str(ours), *flags]):
         raise ConfigError("the model could not be imported")
     return ours

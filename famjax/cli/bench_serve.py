@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from famjax.bench.measure import Tell
 from famjax.cli.flags import distinct_numbers
 from famjax.config import ConfigError, memory_overrides
-from famjax.config.checks import at_least
+from famjax.config.checks import at_least, flag_of
 
 # Names of our servers in the report: with batching, and with one row, which answers requests sequentially.
 BATCH, ONE_ROW = "famjax serve", "famjax serve --max-rows 1"
@@ -44,7 +44,7 @@ def check(args: argparse.Namespace) -> None:
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     args.llama = args.llama or "tiny"
     for name in ("requests", "prompt_tokens", "answer_tokens"):
-        at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+        at_least(flag_of(name), getattr(args, name), 1)
     if min(args.clients) < 1:
         raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
     if bool(args.url) != bool(args.model_name):

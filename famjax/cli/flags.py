@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from famjax.config import DTYPES, ConfigError, InferConfig, ModelConfig, check_mesh, memory_overrides
-from famjax.config.checks import check_types, one_of
+from famjax.config.checks import check_types, flag_of, one_of
 from famjax.infer.settings import RECENT, Sampling
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
     for name in names:
         value = getattr(args, name)
         if value is not None and value is not False and value not in ("", [], ()):
-            raise ConfigError(f"{called.get(name, '--' + name.replace('_', '-'))} has no effect {why}")
+            raise ConfigError(f"{called.get(name, flag_of(name))} has no effect {why}")
 
 
 def settle(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from famjax.cli.flags import (
     settle,
 )
 from famjax.config import ConfigError
-from famjax.config.checks import seed
+from famjax.config.checks import flag_of, seed
 from famjax.config.text import without_mark
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 
@@ -106,22 +106,22 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
         if args.prompt_file is not None:
             raise ConfigError("both --prompt-file and - are given; choose one")
         args.prompt_file = "-"
-    given = [flag for flag in ("prompt", "prompt_file", "input") if getattr(args, flag) is not None]
+    given = [name for name in ("prompt", "prompt_file", "input") if getattr(args, name) is not None]
     if len(given) > 1:
-        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        names = " and ".join(map(flag_of, given))
         raise ConfigError(f"both {names} are given; choose one")
     if not given and not args.state_in:
         raise ConfigError("no prompt: add --prompt TEXT, --prompt-file FILE, - to read a pipe, or --state-in FILE")
     if bool(args.input) != bool(args.output):
         raise ConfigError("--input and --output go together; add the missing one")
-    for flag, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
-        check_whole(f"--{flag.replace('_', '-')}", getattr(args, flag), least, MOST_TOKENS)
+    for name, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
+        check_whole(flag_of(name), getattr(args, name), least, MOST_TOKENS)
     seed("--seed", args.seed)
     if args.max_tokens == 0 and not args.state_out:
         raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
-    for flag in ("output", "state_out"):
-        if value := getattr(args, flag):
-            check_file(f"--{flag.replace('_', '-')}", value)
+    for name in ("output", "state_out"):
+        if value := getattr(args, name):
+            check_file(flag_of(name), value)
     if args.state_out and (args.input or args.samples > 1):
         raise ConfigError("--state-out saves the session of one text; leave out --input and --samples")
     sampling = sampling_of(args, args.samples)

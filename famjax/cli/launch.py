@@ -9,6 +9,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments, gin_words, refuse
 from famjax.config import ConfigError
+from famjax.config.checks import flag_of
 from famjax.process import interrupts
 
 NAME = "launch"
@@ -95,12 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for name, kind, value, text in flags:
-            flag = f"--{name.replace('_', '-')}"
             if kind is bool:
-                group.add_argument(flag, action="store_true", default=None, help=text)
+                group.add_argument(flag_of(name), action="store_true", default=None, help=text)
             else:
                 action = "append" if name in REPEATED else "store"
-                group.add_argument(flag, type=kind, metavar=value, action=action, help=text)
+                group.add_argument(flag_of(name), type=kind, metavar=value, action=action, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,8 +143,9 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         if name not in known:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is not a flag of target {args.target}; famjax launch --help lists its flags")
+            raise ConfigError(
+                f"{flag_of(name)} is not a flag of target {args.target}; famjax launch --help lists its flags"
+            )
     given = {name: normalised(name, value) for name, value in given.items()}
     when = {name: given.pop(name) for name in nested & given.keys()}
     if when and "supervise" in known:

@@ -13,6 +13,11 @@ class ConfigError(ValueError):
     """An invalid setting. The message says what is wrong and what to do instead."""
 
 
+def flag_of(name: str) -> str:
+    """Returns the command-line flag of an option: `--top-k` for `top_k`."""
+    return "--" + name.replace("_", "-")
+
+
 def nearest(word: str, choices: Iterable[str], most: int = 3, show: Callable[[str], str] = str) -> str:
     """Returns `; did you mean A or B?`, or an empty text if no choice is close."""
     near = difflib.get_close_matches(word, sorted(choices), n=most)

@@ -32,6 +32,7 @@ from flax import nnx
 from famjax.attention import memories
 from famjax.attention.memory import LayerMemory, MemoryState, layer_axes, over_rows
 from famjax.config import DTYPES, OVERRIDES, ConfigError, MemoryConfig, ModelConfig
+from famjax.config.checks import flag_of
 from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.settings import RECENT
@@ -223,8 +224,7 @@ def _check_memory(what: str, memory: str, config: ModelConfig) -> None:
     there = {name: getattr(MemoryConfig(), name) for name in _LATER} | there
     for name, here in _settings(config.memory).items():
         if there.get(name) != here:
-            flag = f"--{name.replace('_', '-')}"
-            hint = f"; continue it with {flag} {there[name]}" if name in OVERRIDES and name in there else ""
+            hint = f"; continue it with {flag_of(name)} {there[name]}" if name in OVERRIDES and name in there else ""
             hint = _OF_OPEN_GATE if name == "fam_gate" and there.get(name) else hint
             raise ConfigError(f"{what} was made with {name} {there.get(name)}, the model has {here}{hint}")
 

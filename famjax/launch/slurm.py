@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from famjax.config import ConfigError
-from famjax.config.checks import at_least, one_of
+from famjax.config.checks import at_least, flag_of, one_of
 from famjax.launch import commands
 from famjax.launch.bundle import worker_words
 from famjax.launch.commands import Command, Failed, say, shown
@@ -86,7 +86,7 @@ class Options:
                 raise ConfigError(f"--sbatch={flag}: the script sets what --{name} would change; leave it out, or use "
                                   f"the flag of famjax launch")  # fmt: skip
         for name in ("nodes", "gpus_per_node"):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+            at_least(flag_of(name), getattr(self, name), 1)
         at_least("--cpus-per-task", 1 if self.cpus_per_task is None else self.cpus_per_task, 1)
         self.supervision.validate()
         if training is None:
@@ -109,7 +109,7 @@ def script(training: Training, options: Options) -> str:
         f"--signal=TERM@{SIGTERM_SECONDS}",
     ]  # fmt: skip
     given = {name: getattr(options, name) for name in ("time", "partition", "account", "qos", "cpus_per_task")}
-    lines += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
+    lines += [f"{flag_of(name)}={value}" for name, value in given.items() if value]
     lines += options.sbatch
     gin = str(folder(training) / f"{options.name}.gin")
     filled = {

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from famjax.config import ConfigError
-from famjax.config.checks import at_least
+from famjax.config.checks import at_least, flag_of
 from famjax.jobs import liveness
 from famjax.launch.commands import say
 from famjax.launch.processes import Attempt
@@ -52,7 +52,7 @@ class Supervision:
     def validate(self) -> None:
         """Raises `ConfigError` for an invalid number."""
         for name in ("restarts", "hang_seconds", "start_seconds", "backoff_seconds"):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+            at_least(flag_of(name), getattr(self, name), 0)
         if 0 < self.hang_seconds < 1:
             raise ConfigError(
                 "--hang-seconds is less than 1, but steps are reported twice a second; use 0 for no limit"

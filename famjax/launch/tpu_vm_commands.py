@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from famjax.config import ConfigError
-from famjax.config.checks import at_least, one_of
+from famjax.config.checks import at_least, flag_of, one_of
 from famjax.config.tpu import Topology, of_accelerator_type, parse
 from famjax.launch.commands import Command
 from famjax.launch.job import Training, check_model_dir, check_name, check_plain, check_slices
@@ -89,7 +89,7 @@ class Options:
         if not self.zone:
             raise ConfigError("no zone; add --zone ZONE: gcloud compute tpus locations list shows them")
         for field in ("zone", "project", "runtime_version", "network", "subnetwork", "service_account"):
-            check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
+            check_plain(flag_of(field), getattr(self, field))
         if self.service_account and "@" not in self.service_account:
             raise ConfigError(f"--service-account {self.service_account!r} is not an account's address; write "
                               f"{self.service_account}@PROJECT.iam.gserviceaccount.com")  # fmt: skip
@@ -148,7 +148,7 @@ class Commands:
         more += [f"--{kind}" for kind in ("spot", "reserved") if getattr(options, kind)]
         for name in ("network", "subnetwork", "service_account"):
             if value := getattr(options, name):
-                more.append(f"--{name.replace('_', '-')}={value}")
+                more.append(f"{flag_of(name)}={value}")
         what = f"{slices.slices} x {slices}" if slices.slices > 1 else str(slices)
         return self.queued("create", f"request {what}: {slices.chips} chips, {slices.hosts} hosts", *more)
 

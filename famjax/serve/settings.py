@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 from famjax.config import ConfigError
-from famjax.config.checks import at_least, finite, positive
+from famjax.config.checks import at_least, finite, flag_of, positive
 from famjax.config.text import read_text
 from famjax.infer.settings import MOST_TOKENS, check_whole
 
@@ -47,13 +47,13 @@ class ServeConfig:
     def validate(self) -> None:
         """Raises `ConfigError` on the first invalid setting."""
         for name in ("max_rows", "max_waiting"):
-            at_least(_flag(name), getattr(self, name), 1)
-        check_whole(_flag("max_tokens"), self.max_tokens, 1, MOST_TOKENS)
+            at_least(flag_of(name), getattr(self, name), 1)
+        check_whole("--max-tokens", self.max_tokens, 1, MOST_TOKENS)
         for name in ("grace", "prefix_cache_mib"):
-            at_least(_flag(name), getattr(self, name), 0)
-            finite(_flag(name), getattr(self, name))
+            at_least(flag_of(name), getattr(self, name), 0)
+            finite(flag_of(name), getattr(self, name))
         for name in ("max_body_mib", "timeout"):
-            positive(_flag(name), getattr(self, name))
+            positive(flag_of(name), getattr(self, name))
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port is {self.port}; it must be 0 (any free one) to 65535")
         if self.sessions is not None and self.sessions.exists() and not self.sessions.is_dir():
@@ -85,7 +85,3 @@ def read_keys(path: str | Path) -> tuple[bytes, ...]:
 
 def _hashed(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
