@@ -58,6 +58,10 @@ class Supervision:
                 "--hang-seconds is less than 1, but steps are reported twice a second; use 0 for no limit"
             )
 
+    def pause(self, failures: int) -> float:
+        """Returns the seconds before a restart after `failures` failures, at least one, without progress."""
+        return min(self.backoff_seconds * 2 ** (failures - 1), LONGEST_BACKOFF)
+
 
 class Supervisor:
     """Runs a job in as many attempts as it needs.
@@ -107,7 +111,7 @@ class Supervisor:
             if failures > self.settings.restarts:
                 say(f"the job {what} {at}; {failures} attempts made no progress, so it is not restarted")
                 return code or UNFINISHED
-            pause = min(self.settings.backoff_seconds * 2 ** (failures - 1), LONGEST_BACKOFF)
+            pause = self.settings.pause(failures)
             restarts += 1
             saved = latest_step(self.model_dir)
             start = "its start: nothing is saved yet" if saved is None else f"the checkpoint of step {saved}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from famjax.launch import bundle, commands
 from famjax.launch.commands import Command, Failed, Result, say, shown, stream, together
 from famjax.launch.job import Training
-from famjax.launch.supervisor import LONGEST_BACKOFF, UNFINISHED
+from famjax.launch.supervisor import UNFINISHED
 from famjax.launch.tpu_vm_commands import WORKER, Commands, Options
 
 __all__ = ["Options", "run", "show"]
@@ -178,7 +178,8 @@ class Job(Commands):
     def everything(self) -> int:
         """Runs all steps, and repeats them if the TPU is preempted, at most `restarts` times. Returns the exit code."""
         supervision = self.options.supervision
-        for taken in range(supervision.restarts + 1):
+        taken = 0
+        while True:
             try:
                 self.create()
                 self.wait()
@@ -186,11 +187,11 @@ class Job(Commands):
                 self.start()
                 code = self.follow()
             except Taken as error:
-                outcome = self.delete()
-                if taken == supervision.restarts:
-                    raise Failed(f"{error}, {taken + 1} times; {outcome}; the same command resumes from the last "
+                outcome, taken = self.delete(), taken + 1
+                if taken > supervision.restarts:
+                    raise Failed(f"{error}, {taken} times; {outcome}; the same command resumes from the last "
                                  f"checkpoint") from error  # fmt: skip
-                pause = min(supervision.backoff_seconds * 2**taken, LONGEST_BACKOFF)
+                pause = supervision.pause(taken)
                 say(f"{error}; {outcome}; requesting again in {pause:g} s to resume from the last checkpoint")
                 time.sleep(pause)
                 continue
@@ -201,7 +202,6 @@ class Job(Commands):
             say(f"the training {'is finished' if code == 0 else f'ended with exit code {code}'}; "
                 f"{self.left(failed=code != 0)}")  # fmt: skip
             return code
-        raise AssertionError("unreachable")
 
     def delete(self) -> str:
         """Deletes the TPU. Returns the outcome as text for a message."""
