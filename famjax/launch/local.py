@@ -6,14 +6,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from famjax.config import ConfigError
 from famjax.config.checks import at_least
 from famjax.launch.commands import Command, shown
 from famjax.launch.job import Training
-from famjax.launch.processes import Attempt
+from famjax.launch.processes import Attempt, environment_of
 from famjax.launch.supervisor import Supervision, Supervisor
 
 
@@ -62,15 +62,12 @@ def show(training: Training, options: Options) -> str:
     if options.processes == 1:
         lines = [shown(Command(words, "on this machine, one process"))]
     else:
-        port = options.port or "PORT"
-        lines = [
-            shown(Command(
-                ["env", f"JAX_COORDINATOR_ADDRESS=127.0.0.1:{port}", f"JAX_NUM_PROCESSES={options.processes}",
-                 f"JAX_PROCESS_ID={i}", f"JAX_LOCAL_DEVICE_IDS={i}", *words],
-                f"process {i}",
-            ))
-            for i in range(options.processes)
-        ]  # fmt: skip
+        coordinator = f"127.0.0.1:{options.port or 'PORT'}"
+        lines = []
+        for i in range(options.processes):
+            variables = environment_of(i, options.processes, coordinator).items()
+            own = [f"{name}={value}" for name, value in variables]
+            lines.append(shown(Command(["env", *own, *words], f"process {i}")))
     if options.supervise:
         s = options.supervision
         limits = ((s.hang_seconds, "a step"), (s.start_seconds, "the first step"))
@@ -92,15 +89,19 @@ def run(training: Training, options: Options) -> int:
         return attempt
 
     supervisor = Supervisor(start, training.config.model_dir, options.supervision)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: supervisor.stop(received))
+    _forward_signals(supervisor.stop)
     return supervisor.run()
 
 
 def attempt_once(words: Sequence[str], processes: int, port: int = 0) -> int:
     """Runs `famjax WORDS` once in `processes` processes; forwards SIGTERM and SIGINT. Returns the job's exit code."""
     attempt = Attempt(words, processes, port)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: attempt.send(received))
+    _forward_signals(attempt.send)
     print(attempt, file=sys.stderr, flush=True)
     return attempt.wait()
+
+
+def _forward_signals(to: Callable[[int], None]) -> None:
+    """Calls `to` with the number of each SIGTERM and SIGINT, which then do not end this process."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: to(received))

@@ -63,10 +63,7 @@ class Attempt:
         """Starts process i in a new session, so that Ctrl-C reaches it only once, from here."""
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if self.count > 1:
-            environment |= {
-                COORDINATOR: self.coordinator, NUM_PROCESSES: str(self.count), PROCESS_ID: str(i),
-                LOCAL_DEVICES: str(i),
-            }  # fmt: skip
+            environment |= environment_of(i, self.count, self.coordinator)
         if self.notes is not None:
             environment |= {liveness.PROGRESS: str(self.progress_file(i)), liveness.STACKS: str(self.stack_file(i))}
         return subprocess.Popen(
@@ -141,6 +138,11 @@ class Attempt:
             printer.join()
         # A killed process is the cause; the others exit because of it, often at the same moment.
         return exit_code(next((code for code in codes if code < 0), codes[0])) if codes else 0
+
+
+def environment_of(i: int, count: int, coordinator: str) -> dict[str, str]:
+    """Returns the environment variables from which process i of several joins the job, and takes its GPU."""
+    return {COORDINATOR: coordinator, NUM_PROCESSES: str(count), PROCESS_ID: str(i), LOCAL_DEVICES: str(i)}
 
 
 def free_port() -> int:
