@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from famjax.evals import reach
 from famjax.evals.reports import charts, html, language_report, report
@@ -17,6 +17,8 @@ from famjax.storage.model_dir import write_text
 REPORT_HTML = "report.html"
 # Metrics that are not in [0, 1]: their charts choose their own range.
 UNBOUNDED = ("bits_per_byte",)
+# The models that were evaluated on a task: (number among all models, entry in the results, its summary of the task).
+Evaluated: TypeAlias = Sequence[tuple[int, dict[str, Any], dict[str, Any]]]
 
 
 def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
@@ -71,6 +73,12 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
     )  # fmt: skip
 
 
+def _first_metric(tasks: Evaluated) -> tuple[str, str]:
+    """Returns the metric that tables by length, part or depth show, and its name in words."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    return metric, metric.replace("_", " ")
+
+
 def _number(metric: dict[str, Any], sign: str = "") -> str:
     value = metric.get("value", metric.get("mean"))
     text, *ends = (
@@ -86,7 +94,7 @@ def _gap(gap: dict[str, Any] | None) -> str:
     return "the same" if gap["low"] == gap["high"] == 0 else _number(gap, "+")
 
 
-def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _metrics(tasks: Evaluated) -> str:
     """Returns the table of each metric of each model, with paired differences from the first model."""
     rows = []
     compared = any("against_first" in summary for _, _, summary in tasks)
@@ -102,9 +110,9 @@ def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str
     return html.table(head, rows) + _gaps_by_length(tasks)
 
 
-def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _by_reach(tasks: Evaluated) -> str:
     """Returns the table of the first metric by the needle's place relative to the model's reach."""
-    metric = next(iter(tasks[0][2]["metrics"]))
+    metric, what = _first_metric(tasks)
     rows, notes = [], []
     for i, model, summary in tasks:
         for row in summary.get("by_reach", []):
@@ -115,25 +123,24 @@ def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
             notes.append(html.paragraph(f"{model['name']}: {reach.note(summary['reach'])}."))
     if not rows:
         return ""
-    head = ("model", "the needle lies", "tokens from its start to the question's end",
-            f"{metric.replace('_', ' ')} [95%]", "n")  # fmt: skip
+    head = ("model", "the needle lies", "tokens from its start to the question's end", f"{what} [95%]", "n")
     return html.table(head, rows) + "".join(notes)
 
 
-def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _by_source(tasks: Evaluated) -> str:
     """Returns the table of the first metric by part of the data set, and length or position."""
-    metric = next(iter(tasks[0][2]["metrics"]))
+    metric, what = _first_metric(tasks)
     rows = [
         (html.key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
         for i, model, summary in tasks for row in summary.get("by_source", [])
     ]  # fmt: skip
-    head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
+    head = ("model", "part", f"{what} [95%]", "n")
     return html.details("by part of the data set", html.table(head, rows)) if rows else ""
 
 
-def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _gaps_by_length(tasks: Evaluated) -> str:
     """Returns the table of paired differences from the first model in the first metric, by length."""
-    metric = next(iter(tasks[0][2]["metrics"]))
+    metric, what = _first_metric(tasks)
     rows = []
     for i, model, summary in tasks:
         for row in summary.get("against_first_by_length", []):
@@ -144,11 +151,11 @@ def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]])
             rows.append((html.key(i, model["name"]), length, _gap(gap), gap["n"]))
     if not rows:
         return ""
-    head = ("model", "length", f"{metric.replace('_', ' ')}: paired difference from the first", "n")
+    head = ("model", "length", f"{what}: paired difference from the first", "n")
     return html.details("paired differences by length", html.table(head, rows))
 
 
-def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _warnings(tasks: Evaluated) -> str:
     parts = []
     for _, model, summary in tasks:
         cut, bad = summary["truncated"], summary["unreadable"]
@@ -182,9 +189,8 @@ def _rows_by_length(name: str, model: dict[str, Any], summary: dict[str, Any]) -
     ]  # fmt: skip
 
 
-def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
-    metric = next(iter(tasks[0][2]["metrics"]))
-    what = metric.replace("_", " ")
+def _by_length(name: str, tasks: Evaluated) -> list[tuple[str, str]]:
+    metric, what = _first_metric(tasks)
     by_length = [(i, model["name"], _rows_by_length(name, model, summary)) for i, model, summary in tasks]
     if not by_length[0][2]:
         return []
@@ -217,9 +223,9 @@ def _point(x: float, metric: dict[str, Any], label: str) -> Point:
     return Point(x, metric["value"], metric["low"], metric["high"], tooltip)
 
 
-def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+def _by_depth(tasks: Evaluated) -> list[tuple[str, str]]:
     """Returns a heat map for each model: depth of the needle against length of the text."""
-    metric = next(iter(tasks[0][2]["metrics"]))
+    metric, what = _first_metric(tasks)
     drawn = []
     for _, model, summary in tasks:
         rows = summary.get("by_depth", [])
@@ -238,11 +244,11 @@ def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> li
             [charts.in_units(length) if of == "length" else length for length in lengths], values, notes,
             "length (tokens)" if of == "length" else "", "depth of the needle",
         )  # fmt: skip
-        drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by depth of the needle", svg))
+        drawn.append((f"{model['name']}: {what} by depth of the needle", svg))
     return drawn
 
 
-def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+def _by_position(tasks: Evaluated) -> list[tuple[str, str]]:
     drawn = []
     for metric, what in (("accuracy", "next-token accuracy"), ("bits_per_byte", "bits per byte")):
         lines = []
@@ -262,7 +268,7 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
     return drawn
 
 
-def _tables(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+def _tables(tasks: Evaluated) -> list[tuple[str, str]]:
     """Returns a chart of each of the task's tables (`report.tables_of`)."""
     drawn = []
     for label, length, by_model in report.tables_of([summary for _, _, summary in tasks]):
@@ -274,7 +280,7 @@ def _tables(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list
     return drawn
 
 
-def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+def _misses(tasks: Evaluated) -> str:
     shown = []
     for i, model, summary in tasks:
         for miss in summary.get("misses", []):
