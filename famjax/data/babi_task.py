@@ -95,8 +95,8 @@ class BabiTask:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            shortest = max(int(sizes.tokens[0]) for sizes in self._sizes.values())
-            blocks = -(-(shortest + longest_filler(self.config.stages[0], self.block_size)) // self.block_size)
+            needed = max(self._shortest) + longest_filler(self.config.stages[0], self.block_size)
+            blocks = -(-needed // self.block_size)
             raise ConfigError(
                 f"sequence length {self.sequence_length} is too short for a bAbI document with "
                 f"{self.config.stages[0]} blocks of filler; use at least {blocks * self.block_size}"
@@ -112,6 +112,11 @@ class BabiTask:
         return found
 
     @functools.cached_property
+    def _shortest(self) -> list[int]:
+        """The number of tokens of each file's shortest document, without its filler."""
+        return [int(sizes.tokens[0]) for sizes in self._sizes.values()]
+
+    @functools.cached_property
     def _answer_slots(self) -> int:
         """The maximum number of tokens of an answer with its end."""
         every = (one for some in self.questions.values() for one in some)
@@ -125,8 +130,7 @@ class BabiTask:
     @functools.cached_property
     def curriculum(self) -> Curriculum:
         """The curriculum of the stages in which every file has a question that fits into a row."""
-        longest = max(int(sizes.tokens[0]) for sizes in self._sizes.values())
-        fits = lambda filler: self.config.turns * filler + longest <= self.sequence_length
+        fits = lambda filler: self.config.turns * filler + max(self._shortest) <= self.sequence_length
         return Curriculum.of(self.config, self.block_size, fits)
 
     @property
@@ -219,8 +223,7 @@ class BabiTask:
 
     def _draw(self, rng: np.random.Generator, open_stages: int, free: int) -> Drawn | None:
         """Draws the next document, of at most `free` tokens; None if not even the shortest one fits."""
-        shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
-        lengths = self.curriculum.lengths(rng, open_stages, (free - shortest) // self.config.turns)
+        lengths = self.curriculum.lengths(rng, open_stages, (free - min(self._shortest)) // self.config.turns)
         if lengths is None:
             return None
         least, most = lengths
@@ -253,8 +256,7 @@ class BabiTask:
     @functools.cached_property
     def _rows(self) -> Rows:
         S, config = self.block_size, self.config
-        shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
-        documents = self.sequence_length // S // -(-shortest // S)
+        documents = self.sequence_length // S // -(-min(self._shortest) // S)
         targets = documents * config.turns * self._answer_slots + config.text_tokens
         return Rows(self.sequence_length, S, targets, config.text_tokens, config.text_weight)
 
