@@ -42,10 +42,15 @@ def _compiled(step: Callable[..., Any], arguments: tuple[Any, ...], donated: tup
     return program, time.perf_counter() - began
 
 
-def _memory_mib(program: Any) -> float:
+def _first_run(run: Callable[[], None], params: Any, program: Any, compile_seconds: float) -> Program:
+    """Runs a program with the weights `params` for the first time, and returns it with its costs."""
+    weights = sum(x.size for x in jax.tree.leaves(params))
     sizes = program.memory_analysis()
     size = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return (size - sizes.alias_size_in_bytes) / 2**20
+    began = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - began
+    return Program(run, weights, compile_seconds, seconds, (size - sizes.alias_size_in_bytes) / 2**20)
 
 
 def training_step(config: ModelConfig, rows: int, length: int) -> Program:
@@ -73,10 +78,7 @@ def training_step(config: ModelConfig, rows: int, length: int) -> Program:
         *state, loss = program(*state, tokens_BT)
         loss.block_until_ready()
 
-    weights = sum(x.size for x in jax.tree.leaves(params))
-    began = time.perf_counter()
-    run()
-    return Program(run, weights, compile_seconds, time.perf_counter() - began, _memory_mib(program))
+    return _first_run(run, params, program, compile_seconds)
 
 
 def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tuple[Callable[[int], None], Program]:
@@ -107,8 +109,4 @@ def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tu
             state, last = program(params, state, tokens_NBS)
             last.block_until_ready()
 
-    weights = sum(x.size for x in jax.tree.leaves(params))
-    began = time.perf_counter()
-    read(blocks_per_call)
-    first = time.perf_counter() - began
-    return read, Program(lambda: read(blocks_per_call), weights, compile_seconds, first, _memory_mib(program))
+    return read, _first_run(lambda: read(blocks_per_call), params, program, compile_seconds)
