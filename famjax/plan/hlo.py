@@ -224,19 +224,19 @@ def _computations(lines: Iterable[str]) -> Iterator[Computation]:
 
 def _instruction(text: str, name: str, is_root: bool) -> Instruction:
     """Parses the text after the equals sign: `f32[8,64]{1,0} add(%a, %b), metadata=...`."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opcode, bracket, _ = rest.partition("(")
     rest = rest[len(opcode) :]
-    inner = rest[1 : _closing(rest, 0)] if bracket else ""
+    inner = rest[1 : _closing(rest)] if bracket else ""
     operands = tuple(re.findall(r"%([\w.\-]+)", inner))
     return Instruction(name, opcode.strip(), shape, operands, rest, is_root)
 
 
-def _closing(text: str, start: int) -> int:
-    """Returns the position of the bracket that closes the one at `start`."""
+def _closing(text: str) -> int:
+    """Returns the position of the bracket that closes the first one of a text."""
     depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
+    for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
         if not depth:
             return match.start()

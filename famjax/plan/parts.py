@@ -6,7 +6,7 @@ projections and feed-forward, so its scope takes precedence; otherwise the inner
 
 import re
 
-# Scope in the code -> part in the report, in the report's order.
+# Scope in the code -> part in the report.
 PARTS = {
     "projections": "projections",
     "feed_forward": "feed-forward",
@@ -18,8 +18,6 @@ PARTS = {
     "loss": "loss",
     "optimizer": "optimizer",
 }
-OTHER = "other"
-NAMES = (*dict.fromkeys(PARTS.values()), OTHER)
 _SCOPE = re.compile(rf"\b({'|'.join(PARTS)})\b")
 
 
@@ -30,5 +28,5 @@ def part_of(path: str) -> str:
     """
     scopes = _SCOPE.findall(path)
     if not scopes:
-        return OTHER
+        return "other"
     return PARTS["fam_recurrence" if "fam_recurrence" in scopes else scopes[-1]]
