@@ -39,7 +39,7 @@ from famjax.config import (
     TrackingConfig,
     TrainConfig,
 )
-from famjax.config.checks import nearest
+from famjax.config.checks import nearest, reason_of
 from famjax.storage.model_dir import read_config
 
 T = TypeVar("T")
@@ -211,7 +211,7 @@ def _parse(parse: Any, where: str) -> None:
         parse()
     except ConfigError as error:  # from an include; gin appended lines with the place
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
-        raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
+        raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + reason_of(error)) from error
     except SyntaxError as error:
         at = f"{error.filename}:{error.lineno}" if error.filename else where
         reason = str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
@@ -219,11 +219,12 @@ def _parse(parse: Any, where: str) -> None:
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        _explain(str(error), where, error)
+        _explain(error, where)
 
 
-def _explain(message: str, where: str, error: Exception) -> NoReturn:
-    """Raises `ConfigError` for an exception of gin, whose `message` may contain file positions, innermost first."""
+def _explain(error: Exception, where: str) -> NoReturn:
+    """Raises `ConfigError` for an exception of gin, whose message may contain file positions, innermost first."""
+    message = str(error)
     place = re.search(r'In file "([^"]+)", line (\d+)', message)
     prefix = f"{place[1]}:{place[2]}: " if place else f"{where}: "
     if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message, re.DOTALL):
@@ -240,7 +241,7 @@ def _explain(message: str, where: str, error: Exception) -> NoReturn:
         names = _REGISTERED.get(owner, ())
         near = nearest(name, names) or f"; it has {', '.join(names)}"
         raise ConfigError(f"{prefix}{owner} has no parameter {name}{near}") from error
-    raise ConfigError(f"{prefix}{message.splitlines()[0] if message else type(error).__name__}") from error
+    raise ConfigError(f"{prefix}{reason_of(error)}") from error
 
 
 def _bind(binding: str) -> None:
@@ -262,7 +263,7 @@ def _bind(binding: str) -> None:
             hint = "a bracket or a quote is not closed, or the shell removed the quotes"
         raise ConfigError(f"{flag}: {value or 'nothing'} is not a gin value; {hint}") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        _explain(str(error), flag, error)
+        _explain(error, flag)
 
 
 # --- macros ---------------------------------------------------------------------------------------
@@ -366,9 +367,8 @@ def _build(root: type[T]) -> T:
     try:
         return gin.get_configurable(root.__name__)()
     except ConfigError as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(reason_of(error)) from error
     except RecursionError as error:
         raise ConfigError(f"these settings do not make a {root.__name__}: one of them refers to itself") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"these settings do not make a {root.__name__}: {first}") from error
+        raise ConfigError(f"these settings do not make a {root.__name__}: {reason_of(error)}") from error

@@ -13,6 +13,11 @@ class ConfigError(ValueError):
     """An invalid setting. The message says what is wrong and what to do instead."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the name of its type if it has no message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def flag_of(name: str) -> str:
     """Returns the command-line flag of an option: `--top-k` for `top_k`."""
     return "--" + name.replace("_", "-")

@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar
 import fsspec
 
 from famjax.config import ConfigError
+from famjax.config.checks import reason_of
 from famjax.config.text import BOM, BadText, checked, json_of
 from famjax.data.kinds import is_gzip, is_hidden
 
@@ -21,7 +22,7 @@ def filesystem(path: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:  # `gs://` without gcsfs; an unknown protocol
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: {reason_of(error)}") from error
 
 
 def expand(pattern: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError, DataConfig
-from famjax.config.checks import nearest
+from famjax.config.checks import nearest, reason_of
 from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
@@ -102,7 +102,7 @@ def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
         source = seqio.TfdsDataSource(name)  # requires a version: NAME:1.0.0
         features = source.tfds_dataset.info.features
     except Exception as error:  # TFDS raises many types
-        raise ConfigError(f"{TFDS}{name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{TFDS}{name}: {reason_of(error)}") from error
     keys = {"targets": "text"} if "text" in features else {"inputs": "inputs", "targets": "targets"}
     if missing := [key for key in keys.values() if key not in features]:
         raise ConfigError(f"the TFDS dataset {name!r} has no {' and '.join(missing)}; it has {', '.join(features)}")
@@ -214,11 +214,11 @@ class TaskExamples:
                 shard_info=seqio.ShardInfo(shard, self._shards), num_epochs=1, trim_output_features=False,
             )  # fmt: skip
         except ValueError as error:  # seqio's message on what a task lacks
-            raise ConfigError(f"the seqio task {self._task.name!r}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"the seqio task {self._task.name!r}: {reason_of(error)}") from error
         except TypeError as error:  # such as None["targets"]
             raise ConfigError(
                 f"the seqio task {self._task.name!r} has a preprocessor that fails without sequence_length "
-                f"({str(error).splitlines()[0]}); give it its lengths itself: rows here have several examples, or parts"
+                f"({reason_of(error)}); give it its lengths itself: rows here have several examples, or parts"
             ) from error
         options = tf.data.Options()
         options.deterministic = True

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from famjax.config import ConfigError, SourceConfig
+from famjax.config.checks import reason_of
 from famjax.config.text import BOM, BadText, checked, json_of, text_of
 from famjax.data import files, kinds
 from famjax.data.line_index import LineFile
@@ -300,7 +301,7 @@ class ArrowTable:
             try:
                 tables.append(pyarrow.ipc.open_stream(source).read_all())
             except pyarrow.ArrowInvalid as error:
-                raise ConfigError(f"{path} is not an Arrow file ({str(error).splitlines()[0]})") from error
+                raise ConfigError(f"{path} is not an Arrow file ({reason_of(error)})") from error
         names = [config.text_field, config.inputs_field, config.targets_field]
         table = pyarrow.concat_tables(tables)
         self._columns = {name: table.column(name) for name in names if name in table.column_names}

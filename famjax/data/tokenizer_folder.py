@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
+from famjax.config.checks import reason_of
 from famjax.config.text import text_of
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -140,8 +141,7 @@ def _bare(
         try:
             whole = Tokenizer.from_buffer(kept[TOKENIZER_JSON])
         except Exception as error:  # the library raises bare Exceptions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{place} is not a tokenizer.json ({reason})") from error
+            raise ConfigError(f"{place} is not a tokenizer.json ({reason_of(error)})") from error
         if name not in _OF_CLASS:
             return whole
         model = json.loads(kept[TOKENIZER_JSON])["model"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import famjax
 from famjax.config import ConfigError
-from famjax.config.checks import at_least, nearest
+from famjax.config.checks import at_least, nearest, reason_of
 from famjax.data.vocabulary import has_vocabulary, vocabulary_files
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
@@ -143,10 +143,9 @@ def _of_model(
         datasets.exceptions.DatasetNotFoundError,
         datasets.exceptions.DataFilesNotFoundError,
     ) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"a task's data is not cached and cannot be downloaded ({reason}); download it on a machine with a network "
-            "and copy the cache of `datasets`, or write a task that names local files (docs/lm_eval.md)"
+            f"a task's data is not cached and cannot be downloaded ({reason_of(error)}); download it on a machine with "
+            "a network and copy the cache of `datasets`, or write a task that names local files (docs/lm_eval.md)"
         ) from error
     print(f"{path}\n{make_table(results)}")
     if results.get("groups"):

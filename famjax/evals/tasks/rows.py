@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
+from famjax.config.checks import reason_of
 from famjax.config.text import BadText
 from famjax.data import files, kinds
 from famjax.evals.tasks.base import Unreadable
@@ -152,7 +153,7 @@ def _parquet(path: str) -> Iterator[Row]:
         try:
             table = parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise BadText(path, f"this is not a Parquet file ({str(error).splitlines()[0]})") from error
+            raise BadText(path, f"this is not a Parquet file ({reason_of(error)})") from error
         yield from _rows_of(table.iter_batches(batch_size=64), path)
 
 
@@ -164,7 +165,7 @@ def _arrow(path: str) -> Iterator[Row]:
     try:
         reader = pyarrow.ipc.open_stream(source)
     except pyarrow.ArrowInvalid as error:
-        raise BadText(path, f"this is not an Arrow file ({str(error).splitlines()[0]})") from error
+        raise BadText(path, f"this is not an Arrow file ({reason_of(error)})") from error
     yield from _rows_of(reader, path)
 
 
@@ -178,7 +179,7 @@ def _rows_of(batches: Iterable[Any], path: str) -> Iterator[Row]:
                 number += 1
                 yield Row(f"{path} row {number}", fields)
     except (OSError, ValueError) as error:  # Arrow's own errors derive from these
-        raise BadText(path, f"this is damaged after row {number} ({str(error).splitlines()[0]})") from error
+        raise BadText(path, f"this is damaged after row {number} ({reason_of(error)})") from error
 
 
 def _pyarrow(path: str) -> Any:
@@ -197,8 +198,7 @@ def _tfds(name: str, split: str) -> Iterator[Row]:
     try:
         data = tfds.load(name, split=split, shuffle_files=False)
     except Exception as error:  # TFDS raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{TFDS}{name}, split {split}: {reason}") from error
+        raise ConfigError(f"{TFDS}{name}, split {split}: {reason_of(error)}") from error
     return (Row(f"{TFDS}{name} row {i}", _decoded(fields)) for i, fields in enumerate(tfds.as_numpy(data), start=1))
 
 
@@ -222,8 +222,8 @@ def _hub(name: str, split: str) -> Iterator[Row]:
     try:
         data = datasets.load_dataset(name, config or None, split=split, streaming=True)
     except Exception as error:  # no network, no such data set, no such split
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{HUB}{name}, split {split}, cannot be read ({reason}); without a network, pass local files with --data"
+            f"{HUB}{name}, split {split}, cannot be read ({reason_of(error)}); without a network, pass local files "
+            "with --data"
         ) from error
     return (Row(f"{HUB}{name} row {i}", dict(fields)) for i, fields in enumerate(data, start=1))
