@@ -85,9 +85,8 @@ def auxiliary_scale(config: TrainConfig) -> float:
     model = config.model
     if not (model.memory.fam_diversity_loss or model.memory.fam_reconstruction_loss):
         return 0.0
-    with_fam = sum(model.layer(i).memory.fam_length > 0 for i in range(model.num_layers))
     blocks = -(-config.sequence_length // model.memory.block_size)
-    return 1 / (config.batch_size * blocks * max(with_fam, 1))
+    return 1 / (config.batch_size * blocks * max(len(model.layers_with_fam), 1))
 
 
 def rows_before(model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh) -> MemoryState:

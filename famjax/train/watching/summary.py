@@ -100,7 +100,7 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     fam = f"{fam if memory.kind == 'fam' else f'a memory of kind {memory.kind}'} a layer"
-    having = sum(map(config.model.has_fam, range(layers)))
+    having = len(config.model.layers_with_fam)
     fam += f" in {having} of {layers} layers" if 0 < having < layers else ""
     return [
         f"weights       {total:,}, {total - embedding:,} without embedding; "
