@@ -225,9 +225,13 @@ class ModelConfig:
         """Returns a copy with some of the memory's settings changed."""
         return dataclasses.replace(self, memory=dataclasses.replace(self.memory, **changes))
 
+    def kind_of(self, index: int) -> str:
+        """Returns the kind of layer `index` in `layer_pattern`: `global` or `local`."""
+        return self.layer_pattern[index % len(self.layer_pattern)]
+
     def layer(self, index: int) -> LayerSettings:
         """Returns the settings of layer `index`, counted from 0."""
-        local = self.layer_pattern[index % len(self.layer_pattern)] == "local"
+        local = self.kind_of(index) == "local"
         window = self.memory.token_window
         if local:
             window = min(window or self.local_window, self.local_window)
@@ -243,7 +247,7 @@ class ModelConfig:
         if not self.memory.fam_length:
             return False
         if which in LAYER_KINDS:
-            return self.layer_pattern[index % len(self.layer_pattern)] == which
+            return self.kind_of(index) == which
         return which == "all" or which[index % len(which)] == "+"
 
     @property

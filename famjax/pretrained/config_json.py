@@ -297,7 +297,7 @@ def architecture(config: ModelConfig) -> ModelConfig:
     plain = ModelConfig()
     same = {name: getattr(plain, name) for name in NOT_THE_MODEL}
     # Equivalent patterns, such as repeated ones, become equal.
-    kinds = tuple(config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers))
+    kinds = tuple(map(config.kind_of, range(config.num_layers)))
     scale = config.attention_scale or config.head_dim**-0.5
     return dataclasses.replace(config, **same, layer_pattern=kinds, attention_scale=scale)
 
@@ -305,7 +305,7 @@ def architecture(config: ModelConfig) -> ModelConfig:
 def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
     """Returns the family's `config.json` for this model, which may be incomplete; `describes` checks that."""
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    local = [config.layer_pattern[i % len(config.layer_pattern)] == "local" for i in range(config.num_layers)]
+    local = [config.kind_of(i) == "local" for i in range(config.num_layers)]
     hf: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
