@@ -66,7 +66,7 @@ def name_of(path: Path, package: str) -> str:
 
 
 def keep(folder: Path, name: str, text: bytes) -> str:
-    """Writes a text to its split and returns the split's name."""
+    """Writes a text to its split, which a hash of its name decides, and returns the split's name."""
     split = "heldout" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0 else "train"
     (folder / split).mkdir(parents=True, exist_ok=True)
     (folder / split / f"{name}.txt").write_bytes(text)

@@ -12,7 +12,6 @@ written by launch/studies/debian_texts.py).
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import sys
@@ -23,12 +22,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 import verbs
+from debian_texts import SHORTEST, keep
 
 from famjax.cli.flags import distinct_numbers
 from famjax.data.passkey_text import FILLER, INTRODUCTION, QUESTION, TELLING, random_key
 
-SHORTEST = 2000  # bytes; shorter texts do not exercise the memory
-HELD_OUT = 10  # one in ten texts is held out
 VOCABULARY = 1024
 QUIZZES = 4000
 # Memory settings of the import: a token sees 65 to 128 tokens, close to the model's training context.
@@ -152,11 +150,7 @@ def standard_library(folder: Path) -> None:
         text = path.read_bytes()
         if len(text) < SHORTEST or not text.isascii():
             continue
-        name = ".".join(inside.parts)
-        split = "heldout" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0 else "train"
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        (folder / split / f"{name}.txt").write_bytes(text)
-        sizes[split] += len(text)
+        sizes[keep(folder, ".".join(inside.parts), text)] += len(text)
     print(f"texts: {sizes['train'] / 1e6:.1f} MB to train on, {sizes['heldout'] / 1e6:.1f} MB held out, from {root}")
 
 
