@@ -81,8 +81,6 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -
     tokens, answer = _tokens(codec, config, S)
     seen = trace(model, tokens, answer, on_tokens=stage("tracing attention"))
     edges = recall.edges_of(len(tokens), S, config.places)
-    if not edges:
-        raise ConfigError(f"{config.input} has {len(tokens)} tokens; it must have three blocks of {S} or more")
     sessions = recall.sessions_at(model, tokens, edges, stage("prefilling to the block boundaries"))
     other = None
     if config.other:
@@ -106,7 +104,8 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -
 
 
 def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the tokens of input and answer, and the positions of the answer (None without one)."""
+    """Returns the tokens of input and answer, and the positions of the answer (None without one). Raises `ConfigError`
+    if the input has fewer than three blocks, so that it has an edge for `recall.edges_of`."""
     whole = _read(codec, config.input, config)
     if len(whole) < 3 * block_size:
         raise ConfigError(f"{config.input} has {len(whole)} tokens; it must have three blocks of {block_size} or more")
