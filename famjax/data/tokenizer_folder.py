@@ -305,9 +305,8 @@ def _declared(
     own |= {key: token for key, token in found.items() if _is_own(key) and isinstance(token, str)}
     by_text = {token.content: token for token in added.values()}
     names = {key: found[key] for key in NAMED if key in found}
-    names = {key: by_text.get(str(_content(token)), token) for key, token in names.items() if token is not None} | {
-        key: None for key, token in names.items() if token is None
-    }
+    of_text = lambda token: by_text.get(str(_content(token)), token)
+    names = {key: None if token is None else of_text(token) for key, token in names.items()}
     as_token = lambda token: _token(**token) if isinstance(token, dict) else token
     named = {key: as_token(token) for key, token in (names | own).items()}
     for key, token in named.items():
