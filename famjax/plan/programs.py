@@ -78,11 +78,9 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
 def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers prefill: one call that reads a window of blocks, `infer/prefill.py`."""
     graphdef, params, state, held = served(config.model, config.batch_size, mesh)
-    blocks = prefill.BLOCKS_PER_CALL
-    B, T = config.batch_size, blocks * config.model.memory.block_size
-    tokens, count = _rows(mesh, (B, T)), _rows(mesh, (B,))
+    tokens, count = _window(config, mesh)
     lowered = prefill._read_window.lower(graphdef, params, tokens, count, state)
-    return Lowered(lowered, B * T, blocks, 1, held)
+    return Lowered(lowered, tokens.size, prefill.BLOCKS_PER_CALL, 1, held)
 
 
 def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
@@ -101,12 +99,10 @@ def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
 def score_window(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers evaluation: one call that scores a window of blocks, `infer/scoring.py`."""
     graphdef, params, state, held = served(config.model, config.batch_size, mesh)
-    blocks = prefill.BLOCKS_PER_CALL
-    B, T = config.batch_size, blocks * config.model.memory.block_size
-    fresh = jax.ShapeDtypeStruct((B,), np.bool_, sharding=sharding.by_rows(mesh))
-    tokens = _rows(mesh, (B, T))
-    lowered = scoring._score_window.lower(graphdef, params, tokens, tokens, _rows(mesh, (B,)), fresh, state)
-    return Lowered(lowered, B * T, blocks, 1, held)
+    tokens, count = _window(config, mesh)
+    fresh = jax.ShapeDtypeStruct(count.shape, np.bool_, sharding=count.sharding)
+    lowered = scoring._score_window.lower(graphdef, params, tokens, tokens, count, fresh, state)
+    return Lowered(lowered, tokens.size, prefill.BLOCKS_PER_CALL, 1, held)
 
 
 PROGRAMS: dict[str, Callable[[TrainConfig, Mesh], Lowered]] = {
@@ -138,6 +134,12 @@ def served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, d
 def _placed(leaf: Any, axes: sharding.Axes, mesh: Mesh) -> jax.ShapeDtypeStruct:
     where = jax.sharding.NamedSharding(mesh, sharding.partition_spec(axes, leaf.shape, mesh))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _window(config: TrainConfig, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a window of every row, and of the rows' numbers of tokens in it."""
+    B, T = config.batch_size, prefill.BLOCKS_PER_CALL * config.model.memory.block_size
+    return _rows(mesh, (B, T)), _rows(mesh, (B,))
 
 
 def _rows(mesh: Mesh, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
