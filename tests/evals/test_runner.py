@@ -35,7 +35,7 @@ class Parrot:
     """Answers with the text between < and >; gives capitals a high probability."""
 
     def __init__(self, rows: int = 2):
-        self.rows, self.was_read, self.most_states, self.asked = rows, [], 0, []
+        self.rows, self.was_read, self.asked = rows, [], []
 
     def read(self, texts, on_tokens):
         for i in reversed(range(len(texts))):
