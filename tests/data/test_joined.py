@@ -53,11 +53,11 @@ def together(config: TrainConfig, steps: int, first: int = 0, progress=None):
     return batches, seen
 
 
-@pytest.mark.parametrize("streams", [0.0, 1.0])
-def test_both_parts_are_what_they_are_alone(files, streams):
+@pytest.mark.parametrize(("streams", "segment"), [(0.0, 0), (1.0, 0), (0.0, 100)])
+def test_both_parts_are_what_they_are_alone(files, streams, segment):
     """The first rows are those of the pass key for their share of the batch; the others those of the text, with a loss,
-    of weight 0.25, on as many of its tokens as a row of the pass key has targets."""
-    config = config_of(files, stream_share=streams)
+    of 0.25 times its weight there, on as many of its tokens as a row of the pass key has targets."""
+    config = config_of(files, stream_share=streams, repeat_segment=segment, repeat_weight=0.5)
     config.validate()
     batches, seen = together(config, 6)
     keys, texts = alone(config)
@@ -79,6 +79,7 @@ def test_both_parts_are_what_they_are_alone(files, streams):
             np.testing.assert_array_equal(batch.targets[2 + row][used], second.targets[row][places])
     assert {key: value for key, value in seen[-1].items() if key != "text"} == mine
     assert seen[-1]["text"] == theirs
+    assert any((batch.weights[2:] == 0.125).any() for batch in batches) == bool(segment)
     assert (not all(batch.starts[2:, 0].all() for batch in batches)) == bool(streams)
 
 
@@ -100,6 +101,16 @@ def test_a_batch_depends_on_step_and_progress_alone(files):
             text.assert_same(one, other)
         assert after[-1] == seen[-1]
     assert (batches[0].positions[2:] != batches[1].positions[2:]).any()
+
+
+def test_tokens_with_a_loss_are_drawn_for_each_row_and_seed(tmp_path):
+    """Of equal rows of text each has a loss on other tokens, and so has the row of another seed."""
+    text.write_texts(tmp_path / "texts", [LENGTH])
+    tasks = [make_generated_task(dataclasses.replace(config_of(tmp_path / "texts"), seed=seed)) for seed in (0, 1)]
+    batch, other = (task.batch(0, task.start())[0] for task in tasks)
+    np.testing.assert_array_equal(batch.tokens[2:], np.tile(other.tokens[2], (2, 1)))
+    drawn = {tuple(row) for row in (*batch.positions[2:].tolist(), *other.positions[2:].tolist())}
+    assert len(drawn) == 4
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(files):
