@@ -104,6 +104,19 @@ def test_a_random_segment_is_repeated(tmp_path):
     assert len(firsts) > 5
 
 
+def test_segments_are_drawn_for_each_row_step_and_seed(tmp_path):
+    """Equal rows repeat other segments, as do those of other steps and seeds."""
+    whole = text.text(0, 64 - len(REPEAT_TEXT) - 5)
+    source = text.write_jsonl(tmp_path / "a.jsonl", [{"text": whole}])
+    drawn = []
+    for seed in (0, 1):
+        batches = text.batches_of(text.config(source, rows=2, repeat_segment=5, sequence_length=64, seed=seed), 8)
+        rows = np.stack([batch.tokens for batch in batches])
+        assert {bytes(row[: len(whole)].tolist()).decode() for row in rows.reshape(16, 64)} == {whole}
+        drawn += [tuple(map(bytes, rows[:, row, -5:].tolist())) for row in (0, 1)]
+    assert len(set(drawn)) == 4 and all(len(set(segments)) > 3 for segments in drawn)
+
+
 def test_a_short_row_repeats_behind_its_last_token(tmp_path):
     """Padding stays at the row's end; a row with fewer tokens than the segment repeats all of them."""
     source = text.write_jsonl(tmp_path / "a.jsonl", [{"text": "abc"}, {"text": "d" * 27}])
