@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from famjax.config import ConfigError, SourceConfig
+from famjax.data.examples import number_to_join
 from famjax.data.text_task import make_text_task
 from tests.data import text
 
@@ -72,6 +73,7 @@ def test_joined_documents_are_texts_without_a_reset(tmp_path):
     settings = {"stream_share": 1.0, "rows": 2}
     apart = text.batches_of(text.config(tmp_path / "*.txt", **settings), 900)
     joined = text.batches_of(text.config(tmp_path / "*.txt", join_documents=16, **settings), 900)
+    drawn = []
     for lane in range(2):
         found = text.stream(joined, lane)
         plain = "".join(text.stream(apart, lane))  # it has more padding, so fewer documents
@@ -80,7 +82,17 @@ def test_joined_documents_are_texts_without_a_reset(tmp_path):
         assert min(numbers) == 1 and max(numbers) <= 16
         share = sum(number <= 3 for number in numbers) / len(numbers)  # of log(17), log(4) is 0.489
         assert abs(share - np.log(4) / np.log(17)) < 4 * np.sqrt(0.25 / len(numbers))
+        drawn.append(numbers[:50])
+    assert drawn[0] != drawn[1]
     assert {one for one in text.stream(apart, 0)} <= set(texts)
+
+
+def test_numbers_of_joined_documents_have_a_uniform_logarithm():
+    """n of 1 to N has the probability log((n + 1) / n) / log(N + 1): 4,000 draws, within 4 standard errors."""
+    rng = np.random.default_rng(0)
+    found = np.bincount([number_to_join(rng, 6) for _ in range(4000)], minlength=7) / 4000
+    expected = np.array([0.0, *(np.log((n + 1) / n) / np.log(7) for n in range(1, 7))])
+    assert (abs(found - expected) <= 4 * np.sqrt(expected * (1 - expected) / 4000)).all()
 
 
 def test_joined_documents_resume_and_are_known(tmp_path):
@@ -170,12 +182,13 @@ def test_the_first_rows_stream_and_the_others_start_afresh(tmp_path):
 
 
 def test_sources_are_mixed_by_their_weights(tmp_path):
-    """Documents are drawn from each source in proportion to its weight, whatever their number."""
+    """Documents are drawn from each source in proportion to its weight, whatever their number, for each lane."""
     a = text.write_jsonl(tmp_path / "a.jsonl", [{"text": "aaaa"}])
     b = text.write_jsonl(tmp_path / "b.jsonl", [{"text": "bbbb"}] * 50)
     made = text.config(SourceConfig(a, weight=3.0), SourceConfig(b), stream_share=1.0, rows=4)
-    tokens = np.concatenate([batch.tokens for batch in text.batches_of(made, 100)])
+    tokens = np.concatenate([batch.tokens for batch in text.batches_of(made, 100)], axis=1)
     assert 0.70 < (tokens == ord("a")).mean() < 0.80  # 1600 documents: 4.6 standard deviations
+    assert len({row.tobytes() for row in tokens}) == 4  # every lane has its own draws
 
 
 def test_a_changed_data_set_is_told(tmp_path):
