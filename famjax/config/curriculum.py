@@ -15,8 +15,8 @@ class CurriculumConfig:
       stages: the curriculum, as the maximum blocks of filler of each stage. A stage opens when the exact
         match of the previous one reaches `open_at`.
       open_at: exact match from 0 to 1, averaged over recent documents of the newest stage.
-      newest_share: share of batches drawn from the newest open stage; the rest are spread evenly over
-        the earlier stages.
+      newest_share: share of documents drawn from the newest open stage, if the rest of the row has room for it; the
+        others are spread evenly over all open stages.
       straddle_share: share of documents whose filler is chosen such that the answer straddles a block boundary. Few
         do by chance, and they are the hardest: the memory must hold how much of the answer was already given.
       straddle_behind: allow the answers of those documents to start in one of the first N tokens after the block
