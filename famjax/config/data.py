@@ -29,8 +29,8 @@ class PassKeyConfig(CurriculumConfig):
         before the question is carried to the next step, which asks for the same key again (truncated backpropagation;
         docs/memory.md).
       stream_blocks: maximum length of such a document in blocks; then the row gets another key. Lengths are drawn
-        between the last stage's blocks and this, such that every doubling of the filler gets the same number of
-        questions on average.
+        between the last stage's blocks and this, with a density of 1 / length^2: on average every doubling of the
+        filler gets about the same number of questions, except the last ones, which get fewer.
       stream_gated: only documents whose last answer was correct continue.
       stream_told_again: share of the streams that have reached their length and continue with a new key, inserted
         into the carried memory, which still holds the old one; the others restart with a fresh memory.

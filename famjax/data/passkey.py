@@ -198,7 +198,7 @@ class PassKeyTask:
         memory reads (`Batch.kept`)."""
         S, key = self.block_size, self.writer.key_of(part.doc.tokens[part.doc.answer])
         if not stream:
-            # A share of shortest / n of all streams has n blocks or more: equally many questions per doubling.
+            # A density of 1 / n^2 up to the longest: about as many questions per doubling, fewer in the last ones.
             shortest, longest = self.stages[-1], max(self.config.stream_blocks, self.stages[-1])
             stream = {"key": key, "until": round(shortest / rng.uniform(shortest / longest, 1.0))}
             stream |= {"lead": part.drawn.lead, "introduced": part.drawn.introduced}

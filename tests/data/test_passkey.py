@@ -237,11 +237,24 @@ def test_a_stream_ends_where_it_was_answered_wrong_or_is_long_enough():
     lengths = []
     for n, (_, before, progress) in enumerate(played(streams(stream_blocks=64), 120, wrong)):
         assert n % 3 != 2 or progress["streams"][1] is None
+        assert all(not entry or entry["read"] < entry["until"] * BLOCK for entry in progress["streams"])
         lengths += [e["read"] // BLOCK for e, now in zip(before, progress["streams"], strict=True) if e and now is None]
     assert max(lengths) >= 16
     assert all(e is None or e["read"] < 64 * BLOCK for e in progress["streams"])
     open_end = [p["streams"] for _, _, p in played(streams(stream_gated=False), 6, lambda step, row: False)]
     assert any(any(entries) for entries in open_end[1:]), "not gated, they go on whatever the answers"
+
+
+def test_long_streams_are_drawn_as_often_as_said():
+    """Of lengths from s = 16 to L = 64 blocks a share of (s / n - s / L) / (1 - s / L) has n blocks or more: 500 draws,
+    within 4 standard errors."""
+    pass_key = task(config=PassKeyConfig(stages=(16,), stream_share=1.0, stream_blocks=64), batch_size=500)
+    _, progress = pass_key.batch(0, pass_key.start())
+    until = np.array([stream["until"] for stream in progress["streams"]])
+    assert until.min() >= 16 and until.max() <= 64
+    for n in (20, 24, 32, 48):
+        expected = (16 / (n - 0.5) - 1 / 4) / (3 / 4)  # lengths are rounded
+        assert abs((until >= n).mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / 500)
 
 
 def test_recall_is_told_by_the_filler_before_the_question():
@@ -305,6 +318,14 @@ def test_a_stream_at_its_end_is_told_another_key_and_what_it_was_told_before_is_
             kept[i] = whole[: len(kept[i]) + batch.kept[i] * BLOCK]
     assert again > 20
     assert all(len(one) > 5 for one in keys)
+
+
+def test_streams_are_told_another_key_as_often_as_asked():
+    """At share 0.5 half of the streams that have ended continue, within 4 standard errors; the others start anew."""
+    goes_on = []
+    for batch, before, _ in played(streams(stream_blocks=16, stream_told_again=0.5), 60):
+        goes_on += [not starts[0] for starts, entry in zip(batch.starts, before, strict=False) if entry == {}]
+    assert len(goes_on) > 60 and abs(np.mean(goes_on) - 0.5) < 4 * np.sqrt(0.25 / len(goes_on))
 
 
 def test_a_stream_that_was_wrong_is_told_another_key_with_a_fresh_memory():
