@@ -74,9 +74,10 @@ def documents(task: BabiTask, step: int, open_stages: int) -> list[str]:
 
 
 def test_documents_hide_the_facts_and_end_with_the_answer(folder):
-    """Instruction, facts in order among the book's sentences, question, and the answer in the form asked for."""
+    """Instruction, facts in order among the book's sentences, mostly apart, question, and the answer in the form asked
+    for."""
     task = task_of(folder, stories=tuple(STORIES))
-    seen = set()
+    seen, apart = set(), []
     for step in range(8):
         for text in documents(task, step, 2):
             question = re.search(r"</context>\n\nQuestion: (.*)\nAnswer: (.*)\n$", text)
@@ -87,13 +88,27 @@ def test_documents_hide_the_facts_and_end_with_the_answer(folder):
             context = text[text.index("<context>") : question.start()]
             places = [context.find(f" {fact}") for fact in one.facts]
             assert -1 not in places and places == sorted(places)
+            apart += [b - a > len(fact) + 1 for a, b, fact in zip(places, places[1:], one.facts, strict=False)]
             assert text.startswith("A long text follows") and babi.PROMPTS[one.source].form in text
             rest = context.removeprefix("<context>")
             for fact in one.facts:
                 rest = rest.replace(f" {fact}", "", 1)
             assert re.sub(r"[\d ]", "", rest.strip())[:40] in re.sub(r"[\d ]", "", BOOK), "the rest is the book's text"
             seen.add(one.source)
-    assert seen == set(STORIES)
+    assert seen == set(STORIES) and np.mean(apart) > 0.5
+
+
+def test_files_are_drawn_equally_often_whatever_their_sizes(folder):
+    """One question in a file and twenty in the other, which all fit: frequencies within 4 standard errors."""
+    (folder / "qa1_of-some-kind_train.txt").write_text(STORIES["qa1"] * 10)
+    (folder / "qa2_of-some-kind_train.txt").write_text(STORIES["qa2"])
+    task = task_of(folder, stages=(1,))
+    assert {source: len(some) for source, some in task.questions.items()} == {"qa1": 20, "qa2": 1}
+    drawn = []
+    for step in range(20):
+        _, progress = task.batch(step, task.start())
+        drawn += [source == "qa1" for row in progress["documents"] for _, source in row]
+    assert len(drawn) > 100 and abs(np.mean(drawn) - 0.5) < 4 * np.sqrt(0.25 / len(drawn))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "byte-level", "metaspace", "chat"])
@@ -298,7 +313,7 @@ def test_what_cannot_be_used_is_counted(folder):
     path = folder / "qa1_of-some-kind_train.txt"
     long = "".join(f"{i} Mary moved to the bathroom, again.\n" for i in range(1, 80))
     path.write_text(
-        f"1 Mary left.\n{STORIES['qa1']}1 Mary left.\n2 How is Mary? \twell\t1\n{long}80 Where is Mary?\tbathroom\t79\n"
+        f"1 Mary left.\n{long}80 Where is Mary?\tbathroom\t79\n{STORIES['qa1']}1 Mary left.\n2 How is Mary? \twell\t1\n"
     )
     task = task_of(folder, stories=("qa1",), stages=(1, 200))
     found = notes(task)
