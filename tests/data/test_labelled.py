@@ -123,6 +123,20 @@ def test_keys_are_in_the_order_of_the_vocabulary_as_often_as_asked() -> None:
         assert found == 1 if ordered == 1 else abs(found - share) < 4 * np.sqrt(share * (1 - share) / 1000)
 
 
+def test_a_key_may_be_listed_again_before_any_of_its_questions_and_with_any_other_value() -> None:
+    """Each as often: 2,000 draws, within 4 standard errors."""
+    count = 2000
+    task = Mqar("mqar", MqarConfig(pairs=(1,), keys=1, values=5, times=3, rewritten=1.0))
+    asked, values = np.zeros(3), np.zeros(5)
+    for document in drawn(task, 2 * S, count, kind=1):
+        labels, new = document.labels[document.labels != NONE], document.bins[1][document.labels != NONE]
+        asked[(new == 0).sum()] += 1
+        values[labels[new == 1][0] - document.tokens[1]] += 1  # from the first value on, in a circle
+    for found in (asked, values[1:]):
+        p = 1 / len(found)
+        assert (abs(found / count - p) < 4 * np.sqrt(p * (1 - p) / count)).all()
+
+
 def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
     """The same documents, with a different word of one token for each symbol; bytes have none; fewer of a kind are some
     of the same words; and a vocabulary with too few words is refused."""
@@ -225,7 +239,7 @@ def task_of(documents: Labelled, blocks: int = 6, seed: int = 1) -> LabelledTask
 def test_rows_hold_whole_documents_and_a_batch_depends_on_seed_and_step(name: str) -> None:
     """Documents start at blocks; tokens and weighted targets of each are those of the slow definition; the rest of a
     row is padding."""
-    settings = MqarConfig(blocks=(2, 4), pairs=(1, 3), keys=5, values=5), TrackingConfig(blocks=(2, 4))
+    settings = MqarConfig(blocks=(2, 4), pairs=(1, 2), keys=5, values=5, times=2), TrackingConfig(blocks=(2, 4))
     documents = labelled_documents(name, *settings)
     assert documents is not None
     task = task_of(documents, blocks=7)
