@@ -118,7 +118,7 @@ def test_equal_values_have_no_interval():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_values_of_one_document_stand_or_fall_together(seed):
     """100 documents with 20 equal answers each: the interval is that of 100 values (+-1.96 standard errors), not of
-    2000; computing it in slices changes it only by its own noise."""
+    2000; computing it in slices, or with another seed, changes it only by its own noise."""
     rng = np.random.default_rng(seed)
     by_document = rng.normal(0.5, 0.2, 100)
     values, units = np.repeat(by_document, 20), np.repeat([str(i) for i in range(100)], 20)
@@ -131,6 +131,8 @@ def test_values_of_one_document_stand_or_fall_together(seed):
     finally:
         statistics.AT_ONCE = before
     assert in_pieces == pytest.approx((low, high), abs=error / 8) and in_pieces != (low, high)
+    again = statistics.mean_interval(values, units, seed=1)
+    assert again == pytest.approx((low, high), abs=error / 5) and again != (low, high)
 
 
 def test_a_gap_is_drawn_in_pairs():
@@ -143,3 +145,6 @@ def test_a_gap_is_drawn_in_pairs():
     assert (low, high) == pytest.approx((0.1, 0.1))
     low, high = statistics.ratio_interval(hard, tokens)
     assert high - low > 0.5
+    # Samples without any token of one of the two are left out.
+    one, other = (np.ones(4), np.ones(4)), (np.array([0.5, 0, 0, 0]), np.array([1.0, 0, 0, 0]))
+    assert statistics.gap_interval(one, other) == pytest.approx((0.5, 0.5))

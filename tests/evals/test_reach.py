@@ -11,7 +11,7 @@ from famjax.attention.masks import block_window, within_window
 from famjax.cli.main import main
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY, Reach
 from famjax.evals.reports import report
-from famjax.evals.results import summarize
+from famjax.evals.results import by_reach, summarize
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
 from famjax.evals.statistics import wilson_interval
@@ -106,6 +106,15 @@ def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
     assert sum(row["n"] for side in (INSIDE, PARTLY, OUTSIDE) for row in by_length.get(side, [])) == 10
     assert "inside the reach of one layer" in printed and "of these, beyond all layers" in printed
     assert "one layer reaches 1 block, 64 tokens, before its block of 64; 2 layers together 128" in page
+
+
+def test_a_side_tells_the_distance_of_the_farthest_needles():
+    """The minimum and the maximum over samples of the distance to a sample's farthest needle, also by length."""
+    sample = lambda length, distances: Sample("t", str(length), "", "", length, 0, "", "", [], "", {"match": 1.0},
+                                              {"length": length, "distances": distances, "reach": OUTSIDE})  # fmt: skip
+    (row,) = by_reach([sample(30, [2, 6]), sample(20, [13, 4]), sample(30, [9, 9])], 4)
+    assert (row["side"], row["n"], row["distance"]) == (OUTSIDE, 3, [6, 13])
+    assert [(part["length"], part["n"]) for part in row["by_length"]] == [(20, 1), (30, 2)]
 
 
 def test_models_that_reach_differently_have_their_own_n():
