@@ -86,6 +86,29 @@ def test_initial_spread() -> None:
         assert (np.asarray(norm["scale"]) == 1).all()
 
 
+def test_memories_start_as_said() -> None:
+    """Infini-attention's gates are half open; a matrix of DeltaNet decays by half in about a hundred tokens and is read
+    by half; ARMT's holds nothing; gates of FAM's updates are mostly closed. Learned tokens are as embeddings."""
+    sizes = {"d_model": 64, "num_heads": 64, "num_kv_heads": 64, "head_dim": 2, "memory_segments": 0}
+    of = lambda **memory: models.parameters(models.create(tiny.config(**(sizes | {"fam_length": 0} | memory))))
+    added = lambda **memory: jax.tree.map(np.asarray, of(**memory)["layers"]["memory"])
+    assert (added(kind="infini")["gate"] == 0).all()
+    delta = added(kind="deltanet")
+    assert (delta["gate"] == 0.5).all() and (delta["rate"] == 0).all()
+    half = np.log(2) / np.log1p(np.exp(delta["bias"]))  # tokens, at x W_alpha = 0
+    error = np.sqrt(np.pi / 2 / half.size)  # of a median whose logarithm has a standard deviation of 1
+    assert abs(np.log(np.median(half) / 103)) < 4 * error and abs(np.std(delta["bias"]) - 1) < 4 * error
+    armt = added(kind="armt", memory_tokens=2, memory_key_dim=4)
+    assert (armt.pop("value") == 0).all()
+    for array in (delta["alpha"], delta["beta"], *armt.values()):
+        assert abs(array.std() / 64**-0.5 - 1) < 4 / np.sqrt(2 * array.size)
+    gated = added(fam_update="gated", fam_length=2)
+    assert (gated["write_bias"] == -1).all() and not gated["write_old"].any() and not gated["write_new"].any()
+    for kind in ("rmt", "armt", "autocompressor"):
+        tokens = np.asarray(of(kind=kind, memory_tokens=4)["memory"]["tokens"])
+        assert abs(tokens.std() / tiny.config().embedding_std - 1) < 4 / np.sqrt(2 * tokens.size)
+
+
 def test_create_validates() -> None:
     """An invalid configuration is refused before any weight is created."""
     with pytest.raises(ConfigError, match="num_kv_heads"):
