@@ -20,7 +20,7 @@ from famjax.evals.engine import ModelEngine
 from famjax.evals.reports import language_report
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample, SampleFile, file_name, read
-from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.evals.tasks.base import Example, Ratio, Task, Unreadable
 from famjax.infer.codec import Codec
 from tests import tiny
 
@@ -281,6 +281,39 @@ def test_models_are_compared_on_the_examples_that_both_answered():
     other = [sample(str(i), value) for i, value in enumerate(values)][:30] + [sample("x", 0.0)]
     gap = results.paired(one, other)["match"]
     assert (gap["mean"], gap["low"], gap["high"], gap["n"]) == (*[pytest.approx(0.25)] * 3, 30)
+
+
+def test_questions_about_one_document_are_drawn_together():
+    """Metrics, differences, ratios and metrics of all answers have the same intervals if every document is asked about
+    once or, with the same answers, four times."""
+
+    def told(times: int) -> list:
+        rng, one, other = np.random.default_rng(0), [], []
+        for document in range(30):
+            values, nats = rng.uniform(0, 1, 2), rng.uniform(1, 5)
+            for i in range(times):
+                for found, value in zip((one, other), values, strict=True):
+                    made = sample(f"{document}-{i}", value, str(document), words=2.0)
+                    found.append(dataclasses.replace(made, answer=-nats))
+        mean = lambda targets, answers: {"all": float(np.mean(answers))}
+        pairs = lambda answers: [(id, "", answer) for id, answer in answers.items()]
+        task = Task(
+            "t", "score", list, ratios={"r": Ratio("words", lambda nats: 2 * nats)}, corpus_metrics=(mean,), pairs=pairs
+        )
+        found = results.summarize(task, one, [], 8)["metrics"] | {"gap": results.paired(one, other)["match"]}
+        return [(name, metric["low"], metric["high"], metric["n"] / times) for name, metric in found.items()]
+
+    once, often = told(1), told(4)
+    assert {name for name, *_ in once} == {"match", "r", "all", "gap"} and all(low < high for _, low, high, _ in once)
+    for (name, *bounds), (_, *others) in zip(once, often, strict=True):
+        assert others == pytest.approx(bounds), name
+
+
+def test_the_worst_answers_are_shown():
+    """Three by the first metric, the worst first; answers without a mistake are none of them."""
+    values = {"a": 0.5, "b": 0.0, "c": 1.0, "d": 0.9, "e": 0.25}
+    assert [one["id"] for one in results.misses([sample(*one) for one in values.items()])] == ["b", "e", "a"]
+    assert results.misses([sample("a", 1.0)]) == []
 
 
 def test_models_are_compared_on_the_examples_that_have_the_metric():
