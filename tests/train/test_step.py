@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from famjax.config import LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.data.batch import Batch
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train.loss import weighted_loss
-from famjax.train.step import make_step, opened, position_shift
+from famjax.train.step import draws, make_step, opened, position_shift
 from tests import tiny
 from tests.train import beginning
 
@@ -172,6 +173,37 @@ def test_position_offsets_are_drawn_for_each_row_and_only_where_they_matter():
     assert drawn.mean() == pytest.approx(np.pi * 100, rel=0.05)
     relative = dataclasses.replace(memory, fam_position="last")
     assert position_shift(relative, 100.0, jax.random.key(0), 4) is None
+
+
+def test_a_step_tells_of_the_model_at_the_drawn_offsets():
+    """Cross entropy, z-loss and accuracy, by loss weight, are those of the model alone with each row at its offset of
+    `draws`, in two microbatches; tokens are those of all rows, up to the last one of each."""
+    offsets = {"fam_position": "zero", "random_position_offset": 1.0}
+    config = tiny.config(memory_segments=0, random_state_passing=0.0, **offsets)
+    training = TrainConfig(model_dir="none", model=config, batch_size=2, sequence_length=12, microbatches=2, z_loss=0.1)
+    tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
+    state, rng = beginning.state(training, tx, mesh), np.random.default_rng(0)
+    tokens, weights = tiny.tokens(config, 2, 12), rng.uniform(0.1, 1, (2, 12)).astype(np.float32)
+    starts, count = np.tile([True, False, False], (2, 1)), np.array([12, 9], np.int32)
+    weights[1, 9:] = 0
+    rows = {"count_B": count, "starts_BN": starts}
+    hidden, _ = tiny.whole(config, state.params, tokens, shift_B=draws(training, 0, 2)[1], **rows)
+    model = tiny.build(config, state.params)
+    best = np.asarray(model.logits(hidden)).argmax(-1)
+    targets = np.where(rng.random((2, 12)) < 0.5, best, tiny.tokens(config, 2, 12, 1)).astype(np.int32)
+    wanted = weighted_loss(model, hidden, None, targets, weights, z_loss=0.1)
+    unmoved, _ = tiny.whole(config, state.params, tokens, **rows)
+    _, metrics = jax.jit(make_step(training, tx, mesh), compiler_options=tiny.COMPILE_FAST)(
+        state, Batch(tokens, count, starts, None, targets, weights)
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(wanted.cross_entropy), rel=1e-5)
+    assert float(metrics["z_loss"]) == pytest.approx(float(wanted.z_loss), rel=1e-5) and wanted.z_loss > 0.1
+    right = best == targets
+    np.testing.assert_array_equal(metrics["correct"], right)
+    assert float(metrics["accuracy"]) == pytest.approx((right * weights).sum() / weights.sum(), rel=1e-5)
+    assert int(metrics["tokens"]) == 21
+    away = weighted_loss(model, unmoved, None, targets, weights).cross_entropy
+    assert abs(float(away - wanted.cross_entropy)) > 1e-3
 
 
 def distilled(microbatches=1):
