@@ -52,12 +52,14 @@ def layout(rows: list[list[int]], seed: int) -> tuple[list[Batch], list[list[np.
 
 
 def setup(
-    microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: float = 0.0, skip_bad_steps: int = 0, **memory
+    microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: float = 0.0, carried_fam_share: float = 1.0,
+    skip_bad_steps: int = 0, **memory,
 ):  # fmt: skip
     config = tiny.config(random_state_passing=0.0, **memory)
     training = TrainConfig(
         model_dir="none", model=config, task="text", data=DataConfig(stream_share=1.0), batch_size=len(ROWS),
-        sequence_length=T, microbatches=microbatches, carried_fam_rms=carried_fam_rms, skip_bad_steps=skip_bad_steps,
+        sequence_length=T, microbatches=microbatches, carried_fam_rms=carried_fam_rms,
+        carried_fam_share=carried_fam_share, skip_bad_steps=skip_bad_steps,
         optimizer=OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0, clip_norm=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
@@ -166,11 +168,21 @@ def test_a_carried_fam_that_is_made_young_says_the_same(seed):
 
 
 def test_a_step_hands_on_what_it_has_made_young():
-    """No activation of the carried FAM has an RMS above the limit."""
-    config, step, state = setup(carried_fam_rms=0.5)
+    """No activation of the carried FAM of the first half of the rows has an RMS above the limit; the others are as they
+    were."""
+    config, step, state = setup(carried_fam_rms=0.5, carried_fam_share=0.5)
     state, _ = step(state, layout(ROWS, seed=5)[0][0])
     rms = np.sqrt(np.square(np.asarray(state.memory.layers.fam)).mean(axis=-1))
-    assert 0.499 < rms.max() < 0.501
+    assert 0.499 < rms[:, :2].max() < 0.501 < rms[:, 2:].max()
+
+
+def test_every_microbatch_has_its_own_noise():
+    """Equal rows in microbatches of one row leave different FAMs."""
+    batch = layout([[12]] * len(ROWS), seed=6)[0][0]
+    batch = batch._replace(tokens=np.tile(batch.tokens[0], (len(ROWS), 1)))
+    _, step, state = setup(microbatches=len(ROWS), fam_noise=0.1)
+    fam = np.asarray(step(state, batch)[0].memory.layers.fam[:, :, 0])  # [L, B, F, D]
+    assert min(np.abs(fam[:, a] - fam[:, b]).max() for a in range(len(ROWS)) for b in range(a)) > 0.1
 
 
 def test_without_streams_no_memory_is_carried():
