@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,15 @@ def test_lines_of_skipped_steps_have_no_loss(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert memories.final_loss(str(tmp_path), 0.5) == 2.0
     assert memories.curve(str(tmp_path), 10) == [{"tokens": 10, "loss": 2.0, "right": 0.5}]
+
+
+def test_the_last_losses_and_an_even_curve(tmp_path: Path) -> None:
+    """The mean of a share of the losses, at least one; points of a curve are as far apart, up to the last line."""
+    assert memories.final_loss(str(tmp_path), 0.3) == math.inf
+    lines = [{"step": step, "loss": 91.0 - step, "accuracy": 0.5} for step in range(1, 91)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert memories.final_loss(str(tmp_path), 0.1) == sum(range(1, 10)) / 9
+    assert memories.final_loss(str(tmp_path), 0.001) == 1.0
+    points = memories.curve(str(tmp_path), 10)
+    assert [point["tokens"] for point in points] == [30 * i for i in range(1, 31)] and memories.MOST_POINTS == 40
+    assert points[-1] == {"tokens": 900, "loss": 1.0, "right": 0.5}
