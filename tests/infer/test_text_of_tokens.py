@@ -129,6 +129,25 @@ def test_stop_texts_in_any_tokens(vocabulary: Vocabulary, seed: int) -> None:
         assert stream.stopped
 
 
+@pytest.mark.parametrize("stops", [["X", "Yd"], ["Yd", "X"]])
+def test_of_two_stops_in_one_token_the_first_ends_the_text(stops: list[str]) -> None:
+    words = ["a", "bXcYde", "f"]
+    stream = TokenTextStream(lambda ids, final: ("".join(words[i] for i in ids), True), texts=stops)
+    assert stream.feed([0, 1, 2]) + stream.finish() == "ab"
+    assert stream.stopped and stream.taken == 2
+
+
+def test_tokens_that_end_a_text_are_counted(vocabulary: Vocabulary) -> None:
+    """A stop that the device has found is not shown, but taken, as all tokens before it."""
+    ids, stop = vocabulary.encode("the lazy fox").tolist(), vocabulary.encode(" jumps").tolist()
+    stream = TokenTextStream(vocabulary.certain, stops=[stop])
+    text = stream.feed(ids[:2])
+    assert stream.taken == 2 and not stream.stopped
+    text += stream.feed([*ids[2:], *stop], stopped=True)
+    assert text + stream.finish() == vocabulary.decode(ids)
+    assert stream.taken == len(ids) + len(stop) and stream.stopped
+
+
 def test_tokens_that_only_the_model_has(vocabulary: Vocabulary) -> None:
     """A model's vocabulary may be padded: its tokens beyond the tokenizer's have no text, and break no answer."""
     ids = vocabulary.encode("the lazy fox").tolist()
