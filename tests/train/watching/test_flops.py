@@ -123,6 +123,32 @@ def test_attention_to_memory_tokens_and_sinks_counts_as_that_to_fam(memory: dict
     assert kind.flops(config) - kind.flops(no_heads) == pytest.approx(projections + 4 * 2 * 4 * pairs / S)
 
 
+ROW = 12 * 4 * (2 * 4 + 2 * 2) + 3 * 12 * 20  # a row's products with a layer's weights: 4 heads, 2 key heads
+BESIDE = lambda count: 2 * 4 * 4 * (np.tri(4 + count).sum() - np.tri(4).sum())  # attention to and of memory tokens
+
+
+@pytest.mark.parametrize(
+    ("memory", "products"),
+    [
+        # For each token recall for 4 heads, recall and update for 2 key heads, of a matrix [4, 4].
+        ({"kind": "infini"}, 4 * 4 * 4 * (4 + 2 * 2)),
+        # For each token and head scores of 5 means, keys and values of 2 blocks.
+        ({"kind": "retrieval", "retrieval_blocks": 5, "retrieval_top_k": 2}, 4 * 4 * 4 * (5 + 2 * 2 * 4)),
+        ({"kind": "rmt", "memory_tokens": 2}, 4 * ROW + BESIDE(4)),
+        # 6 rows read a matrix [18, 12]; 2 memory tokens read and write it; counted with the weights, for 4 tokens each:
+        # query, key, value and beta.
+        (
+            {"kind": "armt", "memory_tokens": 2, "memory_key_dim": 3},
+            6 * (36 + 216) + 2 * (36 + 144 + 12 + 2 * 216) + 2 * ROW + BESIDE(2) - 4 * (36 + 36 + 144 + 12),
+        ),
+    ],
+)
+def test_operations_of_memories_by_hand(memory: dict, products: int) -> None:
+    """Two operations for each product of a block of 4 tokens in a layer."""
+    config = with_memory(fam_length=0, memory_segments=0, num_heads=4, num_kv_heads=2, **memory).model
+    assert memories.of(config.memory).flops(config) == pytest.approx(2 * products / 4)
+
+
 def test_gates_are_computed_from_the_rows_of_fam() -> None:
     """Two vectors [D] and a number in each of two layers, for 2 rows a block of 4 tokens."""
     gates = flops_per_token(with_memory(fam_update="gated"), 8) - flops_per_token(CONFIG, 8)
