@@ -121,9 +121,18 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
 def test_how_a_model_is_computed_does_not_matter(tmp_path: Path) -> None:
     """Layers scanned, unrolled or unstacked, and settings of training, leave a session valid."""
     path, _ = saved(tmp_path, tiny.config())
-    other = tiny.config(scan_layers=False, remat="full", random_state_passing=0.1)
+    how = {"scan_layers": False, "unroll_blocks": 2, "remat": "full", "attention_kernel": "xla", "embedding_std": 0.5}
+    trained = {
+        "stop_gradient": True, "random_position_offset": 0.25, "random_state_passing": 0.1,
+        "random_state_passing_from": 5, "fam_noise": 0.1, "fam_diversity_loss": 0.1, "fam_reconstruction_loss": 0.1,
+    }  # fmt: skip
+    other = tiny.config(**how, **trained)
     session.restore(session.read_file(path), model_of(other))
     session.restore(session.read_file(path), unstacked(model_of(tiny.config())))
+    gated, _ = saved(tmp_path, tiny.config(fam_update="gated"))
+    session.check_memory(session.read_file(gated), tiny.config(fam_update="gated", fam_update_noise=0.1))
+    for name, value in (how | trained | {"fam_update_noise": 0.1}).items():
+        assert value != getattr(tiny.config().memory if name in trained or name[:3] == "fam" else tiny.config(), name)
 
 
 def test_files_from_before_other_memories_were_known(tmp_path: Path) -> None:
