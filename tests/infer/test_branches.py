@@ -8,6 +8,7 @@ from famjax.infer.decode import generate
 from famjax.infer.prefill import prefill
 from famjax.infer.scoring import score_documents
 from famjax.infer.session import join_rows, start, take_row
+from famjax.infer.settings import RECENT
 from tests import tiny
 
 CONFIG = tiny.config(block_size=16, memory_segments=1)
@@ -26,6 +27,9 @@ def test_branches_score_as_whole_texts(seed):
     tails = texts([1, 2, 5, 40, 17], seed + 50)
     sessions = dict(read_prefixes(model, prefixes, rows=4))
     assert sorted(sessions) == list(range(6))
+    for i, tokens in enumerate(prefixes):  # the last 128 tokens, which a repetition penalty needs
+        padded = np.concatenate([np.full(RECENT, -1), tokens])
+        np.testing.assert_array_equal(sessions[i].recent, padded[None, -RECENT:])
     pairs = [(p, t) for p in range(6) for t in range(5)]
     branches = [Branch(sessions[p], tails[t]) for p, t in pairs] + [Branch(None, tails[3])]
     whole = [np.concatenate([prefixes[p], tails[t]]) for p, t in pairs] + [tails[3]]
