@@ -72,6 +72,20 @@ def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
     assert any((a.tokens != b.tokens).any() for a, b in zip(docs, other, strict=True))
 
 
+def test_alignments_are_spread_over_a_block():
+    """All of them, or as many as asked for at equal distances; a row has the mean filler of its alignments, each of
+    which counts once."""
+    asked = lambda number: passkey.alignments(16, EvalConfig(model_dirs=("x",), alignments=number))
+    assert asked(4) == [0, 4, 8, 12] and asked(3) == [0, 5, 10] and asked(1) == [0]
+    assert asked(0) == asked(16) == asked(99) == list(range(16))
+    values, samples = {"exact_match": 1.0, "next_token_accuracy": 1.0}, []
+    for i, alignment in enumerate((0, 5, 10, 10)):
+        about = {"filler_blocks": 2, "alignment": alignment, "needle": 0, "answer_tokens": 5}
+        samples.append(Sample("passkey", f"2/{i}", f"2/{i}", "", 40, 0, "", "", [], "", values, about))
+    (row,) = passkey.rows(samples, 16)
+    assert (row["filler_blocks"], row["filler_tokens"], row["documents"]) == (2, 37.0, 4)
+
+
 def test_updates_are_the_block_edges_between_key_and_question():
     """A key in block 1 with its question in block 4 is carried over three block boundaries."""
     doc = BYTES.document("12345", 100)
