@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from famjax.config import PassKeyConfig
-from famjax.data.curriculum import Curriculum, with_answer
+from famjax.data.curriculum import Curriculum, straddle, with_answer
 
 S = 8
 
@@ -73,3 +73,15 @@ def test_a_mean_is_of_the_first_answers_and_then_of_recent_ones():
         mean = np.mean(hits) if n <= 64 else mean + (hits[-1] - mean) / 64
         stored = with_answer(stored, "qa1", hits[-1])
         assert stored["qa1"] == [pytest.approx(mean), min(n, 64)] and stored["other"] == [0.5, 3]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("before", [-3, 0, 1, 4, 9])
+def test_filler_with_which_an_answer_straddles_a_block_boundary(tokens, before):
+    """The nearest lengths with `before` tokens of the answer before the boundary, or all but its last one if it has no
+    more, or a single one; a negative number is that of other tokens between them: by trying every length."""
+    here = before if before < tokens else max(tokens - 1, 1)
+    for first, filler in np.random.default_rng(0).integers(20, 60, (20, 2)):
+        right = [n for n in range(-S, 80) if (first + n - filler + here) % S == 0]
+        longer, shorter = straddle(int(first), int(filler), tokens, before, S)
+        assert longer == min(n for n in right if n >= filler) and shorter == max(n for n in right if n < filler)
