@@ -230,10 +230,10 @@ def test_runs_of_one_second_write_files_of_their_own(tmp_path, monkeypatch):
     assert [scalars(found, "loss") for found in events(tmp_path)] == [{1: 0.0}, {4: 3.0}]
 
 
-def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_repeats_no_step(plain, tmp_path, monkeypatch):
     """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of an uninterrupted
-    run, although the line of step 4 averages over both runs; and TensorBoard hides what came after step 3 in the first
-    run."""
+    run, means of two steps, although the line of step 4 averages over both runs; and TensorBoard hides what came after
+    step 3 in the first run."""
     run(tmp_path / "straight", log_period=2, checkpoint_period=3, diagnostics_period=0)
     before = Watch.before
 
@@ -250,6 +250,8 @@ def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
     straight, cut = metrics(tmp_path / "straight"), metrics(tmp_path / "cut")
     assert [line["step"] for line in cut] == [2, 4, 6]
     assert [line["loss"] for line in cut] == [line["loss"] for line in straight]
+    every = [line["loss"] for line in metrics(plain)]
+    assert [line["loss"] for line in straight] == pytest.approx(np.reshape(every, (3, 2)).mean(axis=1), rel=1e-12)
     first, second = events(tmp_path / "cut")
     assert list(scalars(first, "loss")) == [2, 4] and list(scalars(second, "loss")) == [4, 6]
     (purge,) = [event for event in second if event.HasField("session_log")]
