@@ -1,5 +1,6 @@
 """The pass-key evaluation: it counts what the model answers, document by document."""
 
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
-from famjax.evals.samples import Sample
+from famjax.evals.samples import Sample, updates_between
 from famjax.evals.tasks import passkey
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
@@ -87,7 +88,11 @@ def test_alignments_are_spread_over_a_block():
 
 
 def test_updates_are_the_block_edges_between_key_and_question():
-    """A key in block 1 with its question in block 4 is carried over three block boundaries."""
+    """A key in block 1 with its question in block 4 is carried over three block boundaries. An answer at the start of a
+    block is predicted by the last token of the block before."""
+    for needle, answer in itertools.combinations(range(20), 2):
+        ends = sum((t + 1) % 4 == 0 for t in range(needle, answer - 1))
+        assert updates_between(needle, answer, 4) == ends
     doc = BYTES.document("12345", 100)
     edges = sum(1 for t in range(doc.mention[-1], doc.answer[0] - 1) if (t + 1) % 64 == 0)
     about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[-1]), "answer_tokens": 5}
