@@ -87,6 +87,17 @@ def test_alignments_are_spread_over_a_block():
     assert (row["filler_blocks"], row["filler_tokens"], row["documents"]) == (2, 37.0, 4)
 
 
+def test_tokens_of_answers_count_alike():
+    """3 of 5 tokens of a key and both tokens of another one are 5 of 7."""
+    samples = []
+    for i, (tokens, accuracy) in enumerate(((5, 0.6), (2, 1.0))):
+        about = {"filler_blocks": 1, "alignment": i, "needle": 0, "answer_tokens": tokens}
+        values = {"exact_match": float(accuracy == 1), "next_token_accuracy": accuracy}
+        samples.append(Sample("passkey", f"1/{i}", f"1/{i}", "", 40, 0, "", "", [], "", values, about))
+    (row,) = passkey.rows(samples, 16)
+    assert row["token_accuracy"] == pytest.approx(5 / 7) and row["misses_by_alignment"] == [0]
+
+
 def test_updates_are_the_block_edges_between_key_and_question():
     """A key in block 1 with its question in block 4 is carried over three block boundaries. An answer at the start of a
     block is predicted by the last token of the block before."""
