@@ -11,9 +11,11 @@ from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.engine import ModelEngine
 from famjax.evals.results import summarize
 from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
 from famjax.evals.statistics import wilson_interval
 from famjax.evals.tasks import catalog
 from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.labelled import tables
 from famjax.infer.codec import Codec
 from tests import tiny
 
@@ -96,6 +98,20 @@ class Oracle:
             assert request.state is None and len(request.labels) == len(request.tokens)
             right = np.arange(len(request.tokens)) % 2 == 0
             yield i, np.full(len(right), -1.0, np.float32), right | self.everywhere
+
+
+def test_documents_without_a_bin_are_no_trials_of_it() -> None:
+    """Four documents are asked in bin 0, two of them in bin 1, where all are right: Wilson's interval of two trials."""
+    samples = []
+    for i, (asked, right) in enumerate((([1], [1]), ([2, 2], [1, 2]), ([1], [0]), ([1, 1], [1, 1]))):
+        about = {"length": 16, "asked": [asked], "right": [right]}
+        samples.append(Sample("t", str(i), str(i), "", 16, 0, "", 0.0, [], "", {"accuracy": 1.0}, about))
+    (table,) = tables(Task("t", "label", list, bins=("distance",)), samples)
+    first, second = table["rows"]
+    assert (first["n"], first["value"]) == (5, 0.6) and first["low"] < 0.6 < first["high"]
+    assert second == {"length": 16, "at": 1, "n": 3, "value": 1.0} | dict(
+        zip(("low", "high"), wilson_interval(2, 2), strict=True)
+    )
 
 
 def test_tables_are_those_counted_by_hand() -> None:
