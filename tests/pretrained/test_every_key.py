@@ -94,6 +94,20 @@ def test_what_a_key_changes(family: Family) -> None:
     assert changed >= 8
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_what_a_config_json_may_omit(family: Family) -> None:
+    """Defaults of keys, and which layers have a window, are those of the family's configuration in transformers."""
+    theirs = config_of(family, {"use_sliding_window": True} if family.windows == "from_layer" else {})
+    defaults = {key: getattr(theirs, key, None) for key in family.silent}
+    if "rope_local_base_freq" in defaults:
+        rope = {kind: theirs.rope_parameters[f"{kind}_attention"]["rope_theta"] for kind in ("full", "sliding")}
+        defaults |= {"rope_theta": rope["full"], "rope_local_base_freq": rope["sliding"]}
+    assert defaults == family.silent
+    if isinstance(family.windows, int):
+        local = [(layer + 1) % family.windows > 0 for layer in range(theirs.num_hidden_layers)]
+        assert [kind == "sliding_attention" for kind in theirs.layer_types] == local
+
+
 def differs(family: Family, hf: dict[str, Any], weights: Any, want: Any) -> bool | None:
     """Whether transformers has other logits; None if it refuses the key."""
     try:
