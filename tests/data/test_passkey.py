@@ -245,6 +245,38 @@ def test_a_stream_ends_where_it_was_answered_wrong_or_is_long_enough():
     assert any(any(entries) for entries in open_end[1:]), "not gated, they go on whatever the answers"
 
 
+def test_a_stream_that_goes_on_leaves_room_for_one_more_document():
+    """It does not state its key, so its part of a row may be short; every answer of the row still has its targets."""
+    config = PassKeyConfig(stages=(1,), stream_share=1.0, mention_weight=0.5, text_tokens=3)
+    pass_key, most = task(config=config, sequence_length=6 * BLOCK), 0
+    for batch, *_ in played(pass_key, 30):
+        documents = batch.starts.sum(axis=1) + ~batch.starts[:, 0]
+        np.testing.assert_array_equal((batch.weights == 1).sum(axis=1), 5 * documents)
+        np.testing.assert_array_equal((batch.weights == 0.5).sum(axis=1), 5 * batch.starts.sum(axis=1))
+        most = max(most, documents.max())
+    assert most == 2 > 6 // -(-overhead("00000") // BLOCK)
+
+
+def test_what_a_stream_adds_is_as_long_as_the_filler_of_another_document():
+    """Of the stage's lengths, 0 to 17 blocks less one token, also the shortest, counted from what the memory has read;
+    a memory that has not read a whole block is not carried."""
+    pass_key, added = streams(2), []
+    for _, before, progress in played(pass_key, 60):
+        for old, new in zip(before, progress["streams"], strict=True):
+            if old and new:
+                stated = old["lead"] + WRITER.telling_tokens(old["key"], old["introduced"])
+                added.append(new["filler"] - max(old["read"] - stated, 0))
+    assert len(added) > 80 and 0 <= min(added) < BLOCK and 15 * BLOCK < max(added) < 17 * BLOCK
+    config = PassKeyConfig(stages=(1,), stream_share=1.0)
+    short = task(config=config, block_size=512, sequence_length=4 * 512, batch_size=8)
+    carried = set()
+    for batch, before, progress in played(short, 4):
+        for kept, old, new in zip(batch.kept, before, progress["streams"], strict=True):
+            assert new is None or kept or old
+            carried.add((bool(kept or old), new is not None))
+    assert carried == {(False, False), (True, False), (True, True)}
+
+
 def test_long_streams_are_drawn_as_often_as_said():
     """Of lengths from s = 16 to L = 64 blocks a share of (s / n - s / L) / (1 - s / L) has n blocks or more: 500 draws,
     within 4 standard errors."""
