@@ -255,6 +255,19 @@ def test_answers_about_everyone_without_instruction(folder):
     assert notes(task)[0].startswith(f"1 places of bAbI's files cannot be read, the first is {path}:7: 'How is Mary?'")
 
 
+def test_all_turns_of_a_later_stage_fit_into_their_row(folder):
+    """Every turn has filler of the same stage: two of the newest one, or, in what is left of a row, of the first."""
+    task = task_of(folder, stories=("qa1",), stages=(1, 4), turns=2, newest_share=1.0)
+    seen = set()
+    for step in range(20):
+        batch, progress = task.batch(step, task.start() | {"open_stages": 2})
+        assert (batch.count <= batch.tokens.shape[1]).all()
+        fillers = [filler for row in progress["documents"] for filler, _ in row]
+        assert all(0 <= filler < 5 * BLOCK for filler in fillers)
+        seen |= {filler >= 2 * BLOCK for filler in fillers}
+    assert seen == {False, True}
+
+
 def test_batches_depend_on_seed_step_and_open_stages_alone(folder):
     """The same task made twice gives the same batch; another step, seed or stage gives another one."""
     first = task_of(folder, seed=5)
