@@ -100,6 +100,13 @@ def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
     assert told["truncated"] == {"examples": 2, "tokens": 46}
 
 
+def test_a_prompt_beyond_the_limit_keeps_its_end():
+    """The question is at the end of a prompt without a context."""
+    parrot = Parrot()
+    (sample,) = Runner(parrot, CODEC, longest=8).run(generation(questions("", "x" * 30 + " ab<yes>")))
+    assert parrot.asked == [" ab<yes>"] and sample.truncated == 30 and sample.values == {"match": 1.0}
+
+
 def test_a_group_is_cut_at_the_same_place_when_it_is_resumed():
     """Also if its longest question, which leaves the least room for the context, was answered before."""
     examples = questions("<yes>" + "x" * 30, " ab", " abcd")
