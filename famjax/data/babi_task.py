@@ -91,7 +91,6 @@ class BabiTask:
     filler: Filler
     bad: tuple[BadText, ...] = ()
     observes = True
-    continues = False
 
     def __post_init__(self) -> None:
         if not self.stages:

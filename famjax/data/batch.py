@@ -49,12 +49,6 @@ class Task(Protocol):
         ...
 
     @property
-    def continues(self) -> bool:
-        """Whether rows may continue the document of the same row in the previous batch, so that the memory is carried
-        from step to step (`Batch.starts` is then False for their first block)."""
-        ...
-
-    @property
     def observes(self) -> bool:
         """Whether `observe` must be called with a step's predictions before the next batch."""
         ...

@@ -38,11 +38,6 @@ class JoinedTask:
         """All rows: every process produces the whole batch, as those of generated tasks do."""
         return range(len(self.questions.rows) + len(self.text.rows))
 
-    @property
-    def continues(self) -> bool:
-        """Whether documents of either task continue in the next batch."""
-        return self.questions.continues or self.text.continues
-
     def start(self) -> Progress:
         """Returns the progress before the first step."""
         return self.questions.start() | {_TEXT: self.text.start()}

@@ -104,7 +104,6 @@ class LabelledTask:
     batch_size: int
     vocab_size: int
     seed: int
-    continues = False
     observes = False
 
     def __post_init__(self) -> None:

@@ -119,11 +119,6 @@ class PassKeyTask:
         return range(self.batch_size)
 
     @property
-    def continues(self) -> bool:
-        """Whether there are streams, which continue in the next batch."""
-        return self._streams > 0
-
-    @property
     def _streams(self) -> int:
         return self.config.stream_rows(self.batch_size)
 

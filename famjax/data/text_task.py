@@ -55,7 +55,6 @@ class TextTask:
         self.rows, self.vocabulary = [int(row) for row in rows], vocabulary
         self._config, self._data, self._groups = config, config.data, groups
         self._streams = config.data.stream_rows(config.batch_size)
-        self.continues = self._streams > 0
         self._announcement, self._room = repeat_room(config, vocabulary)
 
     def start(self) -> Progress:
