@@ -54,6 +54,10 @@ class MqarConfig(_Labelled):
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
         paper's code filler is drawn from the whole vocabulary.
+      key_words, value_words: the words to use, as many as `keys` and `values`; each is one token after a space. Empty:
+        words of the vocabulary. For models with a tokenizer.
+      sentences: texts of a pair in the list, one of which each pair draws, such as '{key} went to the {value}.'. Empty:
+        the key and its value alone. For models with a tokenizer. Departure from the paper.
     """
 
     blocks: tuple[int, ...] = (1, 2, 4)
@@ -66,6 +70,9 @@ class MqarConfig(_Labelled):
     keys: int = 16
     values: int = 16
     fillers: int = 8
+    key_words: tuple[str, ...] = ()
+    value_words: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -85,12 +92,21 @@ class MqarConfig(_Labelled):
             raise ConfigError(f"MqarConfig.ordered changes nothing in lists of one pair; raise pairs {self.pairs}")
         if self.rewritten and self.values < 2:
             raise ConfigError("MqarConfig.rewritten needs a second value; raise MqarConfig.values to 2 or more")
+        for name, words, count in (("key", self.key_words, self.keys), ("value", self.value_words, self.values)):
+            if words and not len(words) == len(set(words)) == count:
+                raise ConfigError(
+                    f"MqarConfig.{name}_words {words} must be as many different words as {name}s, {count}"
+                )
+        for one in self.sentences:
+            if one.count("{key}") != 1 or one.count("{value}") != 1:
+                raise ConfigError(f"MqarConfig.sentences: {one!r} must have {{key}} and {{value}} once each")
         if self.power <= 0:
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
 
-    def check_pairs(self, tokens: int, pairs: int) -> None:
-        """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs and their questions."""
-        a_pair = 2 * (1 + self.times + (self.rewritten > 0))
+    def check_pairs(self, tokens: int, pairs: int, listed: int = 2) -> None:
+        """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs, `listed` tokens each in
+        the list, and for their questions."""
+        a_pair = listed + 2 * (self.times + (self.rewritten > 0))
         if a_pair * pairs > tokens:
             raise ConfigError(
                 f"{pairs} pairs and their questions take {a_pair * pairs} tokens, but a document has {tokens}; use "

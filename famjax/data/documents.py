@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from famjax.config import MqarConfig, TrackingConfig
+from famjax.config import ConfigError, MqarConfig, TrackingConfig
 from famjax.data.labelled import Labelled
 from famjax.data.mqar import Mqar, mqar_in_words
 from famjax.data.symbols import SymbolVocabulary
@@ -25,8 +25,12 @@ def labelled_documents(
 ) -> Labelled | None:
     """Returns the task of labelled documents with this name and these settings; None if there is none. Without `model`,
     the model's vocabulary (`in_words`), it has a vocabulary of its own. Raises `ConfigError` if `model` has too few
-    words."""
+    words, or none for settings that name words."""
     if model is not None and in_words(name, model):
         return mqar_in_words(name, mqar, model)
+    if name == "mqar" and (mqar.key_words or mqar.value_words or mqar.sentences):
+        raise ConfigError(
+            "MqarConfig.key_words, value_words and sentences need a model with a tokenizer; leave them out"
+        )
     make = LABELLED.get(name)
     return None if make is None else make(name, mqar, tracking)

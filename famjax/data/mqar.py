@@ -9,12 +9,12 @@ the paper's figure, the value follows the key; the paper's code has filler there
 there on; nothing is predicted at them.
 
 A model with a tokenizer recalls words of its own vocabulary: ` garden apple window seven . . ` with other words for
-the dots.
+the dots. The pairs of its list may be sentences (`MqarConfig.sentences`): ` Mary went to the garden. John ...`.
 """
 
 import dataclasses
 import re
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,22 @@ from famjax.data.vocabulary import Vocabulary
 _WORD = re.compile("[a-z]{3,}")
 
 
+class Sentence(NamedTuple):
+    """The text of a pair in the list.
+
+    Attributes:
+      tokens: int32 [n], ids in the model's vocabulary; any number at `key` and `value`.
+      key, value: indices of the key and of its value.
+    """
+
+    tokens: np.ndarray
+    key: int
+    value: int
+
+
+_PAIR = Sentence(np.zeros(2, np.int32), 0, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mqar:
     """The task; see `Labelled`. Bins are the distance in blocks between a pair's value and the question, and with
@@ -35,12 +51,14 @@ class Mqar:
       name, config: see `Labelled`.
       words: ids of fillers, keys and values in `text`, see `words_of`; empty: the tokens are a vocabulary of their own.
       text: the vocabulary of a model with a tokenizer, from which `words` are.
+      sentences: texts of a pair in the list, one of which each pair draws.
     """
 
     name: str
     config: MqarConfig
     words: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     text: Vocabulary | None = dataclasses.field(default=None, repr=False, compare=False)
+    sentences: tuple[Sentence, ...] = dataclasses.field(default=(_PAIR,), repr=False, compare=False)
     kind_label: ClassVar[str] = "pairs"
 
     @property
@@ -79,20 +97,27 @@ class Mqar:
         """See `Labelled`."""
         config = self.config
         pairs = int(rng.choice(config.pairs)) if kind is None else kind
-        config.check_pairs(length, pairs)
+        config.check_pairs(length, pairs, max(len(one.tokens) for one in self.sentences))
         values_from = config.fillers + config.keys
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
         if config.ordered and rng.random() < config.ordered:
             keys.sort()
         values = values_from + rng.choice(config.values, pairs, replace=False)
 
+        # The list, which ends at `head`.
+        drawn = rng.integers(len(self.sentences), size=pairs) if len(self.sentences) > 1 else np.zeros(pairs, int)
+        listed = [self.sentences[i] for i in drawn]
+        ends = np.cumsum([len(one.tokens) for one in listed])
+        begins, head = ends - [len(one.tokens) for one in listed], int(ends[-1])
+        keys_at, values_at = begins + [one.key for one in listed], begins + [one.value for one in listed]
+
         # Event i is at tokens `at[i]` and `at[i] + 1`: a question for pair `of[i]`, or its key with a new value.
         again = np.flatnonzero(rng.random(pairs) < config.rewritten) if config.rewritten else np.arange(0)
         of = np.concatenate([np.tile(np.arange(pairs), config.times), again])
-        places = (length - 2 * pairs) // 2
+        places = (length - head) // 2
         weight = np.arange(1, places + 1) ** (config.power - 1.0)
-        at = 2 * pairs + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
-        known, since = values[of], 2 * of + 1  # the pair's value at the event, and the place where it was listed
+        at = head + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
+        known, since = values[of], values_at[of]  # the pair's value at the event, and the place where it was listed
         rewrites = np.zeros(len(of), bool)
         for pair in again:
             mine = np.flatnonzero(of == pair)
@@ -103,7 +128,7 @@ class Mqar:
         known = values_from + (known - values_from) % config.values
 
         tokens = rng.integers(0, config.fillers, length).astype(np.int32)
-        tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
+        tokens[keys_at], tokens[values_at] = keys, values
         tokens[at] = keys[of]
         written = rewrites | config.answered
         tokens[at[written] + 1] = known[written]
@@ -111,10 +136,12 @@ class Mqar:
         labels, (distance, renewed) = np.full(length, NONE, np.int32), np.zeros((2, length), np.int32)
         labels[asked] = known[~rewrites]
         distance[asked] = asked // block_size - since[~rewrites] // block_size
-        renewed[asked] = since[~rewrites] >= 2 * pairs
+        renewed[asked] = since[~rewrites] >= head
         if self.words:
             ids = np.array(self.words, np.int32)
             tokens, labels = ids[tokens], np.where(labels == NONE, NONE, ids[labels])
+            tokens[:head] = np.concatenate([one.tokens for one in listed])
+            tokens[keys_at], tokens[values_at] = ids[keys], ids[values]
         return Document(tokens, labels, (distance, renewed)[: len(self.bins)])
 
 
@@ -125,17 +152,46 @@ def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     words, and a model may be evaluated with other numbers than it was trained with.
 
     Raises:
-      ConfigError: it has too few words.
+      ConfigError: it has too few words, or one of the settings is not one token of it.
     """
     counts = config.fillers, config.keys, config.values
     needed = max(3 * (count - 1) + kind + 1 for kind, count in enumerate(counts))
-    words = words_of(text, needed)
+    given = [_token(text, one) for one in (*config.key_words, *config.value_words)]
+    words = [word for word in words_of(text, needed + len(given)) if word not in given]
     if len(words) < needed:
         raise ConfigError(
             f"the task {name!r} needs {needed} words of one token, a third for each kind, but the vocabulary has "
             f"{len(words)}; lower MqarConfig.keys, values and fillers"
         )
-    return Mqar(name, config, tuple(word for kind, count in enumerate(counts) for word in words[kind::3][:count]), text)
+    chosen = [words[kind::3][:count] for kind, count in enumerate(counts)]
+    split = len(config.key_words)
+    chosen[1:] = given[:split] or chosen[1], given[split:] or chosen[2]
+    sentences = tuple(_sentence(text, one, chosen[1][0], chosen[2][0]) for one in config.sentences) or (_PAIR,)
+    return Mqar(name, config, tuple(word for some in chosen for word in some), text, sentences)
+
+
+def _after_a_word(text: Vocabulary, words: str) -> list[int]:
+    """Returns the tokens of a text that follows a word and a space."""
+    before = text.encode("the").tolist()
+    found = text.encode(f"the {words}").tolist()
+    return found[len(before) :] if found[: len(before)] == before else []
+
+
+def _token(text: Vocabulary, word: str) -> int:
+    """Returns the token of a word. Raises `ConfigError` if it has several."""
+    found = _after_a_word(text, word)
+    if len(found) != 1:
+        raise ConfigError(f"{word!r} of MqarConfig.key_words or value_words is {len(found)} tokens; use words of one")
+    return found[0]
+
+
+def _sentence(text: Vocabulary, sentence: str, key: int, value: int) -> Sentence:
+    """Returns the tokens of a sentence. Raises `ConfigError` if `key` and `value` in it are not a token each."""
+    said = sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
+    tokens = _after_a_word(text, said)
+    if tokens.count(key) != 1 or tokens.count(value) != 1:
+        raise ConfigError(f"MqarConfig.sentences: in {said!r}, the key and its value are not one token each")
+    return Sentence(np.array(tokens, np.int32), tokens.index(key), tokens.index(value))
 
 
 def words_of(text: Vocabulary, most: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Synthetic tasks of labelled documents, against slow definitions: a dictionary of pairs, permutations done by hand."""
 
 import dataclasses
+import re
 import sys
 
 import numpy as np
@@ -158,6 +159,53 @@ def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
         labelled_documents("mqar", MqarConfig(keys=40, values=12), TrackingConfig(), text)
 
 
+def test_pairs_of_mqar_in_sentences_of_given_words() -> None:
+    """Each list is sentences of all forms, with the given words; labels and distances are those of a dictionary that
+    reads the text; fillers are other words; words of several tokens, and words without a tokenizer, are refused."""
+    letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
+    text = with_words(["the", *letters, " Ann", " Bob", " Eve"])
+    given = {"key_words": ("Ann", "Bob", "Eve"), "value_words": ("bax", "bay", "baz", "bex")}
+    config = MqarConfig(
+        pairs=(2, 3), keys=3, values=4, fillers=9, times=2, answered=False, **given,
+        sentences=("{key} is in {value}.", "now in {value}: {key};"),
+    )  # fmt: skip
+    task = labelled_documents("mqar", config, TrackingConfig(), text)
+    assert isinstance(task, Mqar)
+    form = re.compile(r"(?: (\w+) is in (\w+)\.| now in (\w+): (\w+);)")
+    forms = set()
+    for document in drawn(task, 16 * S):
+        listed, rest = {}, text.decode(document.tokens)
+        while found := form.match(rest):
+            key, value = found[1] or found[4], found[2] or found[3]
+            place = len(text.encode(text.decode(document.tokens)[: -len(rest) + found.end(2 if found[1] else 3)])) - 1
+            listed[key], rest = (value, place), rest[found.end() :]
+            forms.add(bool(found[1]))
+        head = len(document.tokens) - len(rest.split())
+        assert len(listed) in (2, 3) and set(listed) <= set(given["key_words"])
+        asked = []
+        for at in range(len(document.tokens)):
+            word = text.decode(document.tokens[[at]]).strip()
+            if document.labels[at] == NONE:
+                assert at < head or word not in [*given["key_words"], *given["value_words"]]
+                continue
+            value, place = listed[word]
+            assert at >= head and text.decode(document.labels[[at]]).strip() == value
+            assert document.bins[0][at] == at // S - place // S
+            asked.append(word)
+        assert sorted(asked) == sorted([*listed] * 2)
+    assert forms == {True, False}
+    refused = (
+        (text, {"key_words": ("Ann", "Bobby", "Eve")}, "'Bobby' of MqarConfig.key_words or value_words is 3 tokens"),
+        (text, {"sentences": ("{key}{value}.",)}, "the key and its value are not one token each"),
+        (ByteVocabulary(), {}, "key_words, value_words and sentences need a model with a tokenizer"),
+    )
+    for vocabulary, changed, message in refused:
+        with pytest.raises(ConfigError, match=message):
+            labelled_documents("mqar", dataclasses.replace(config, **changed), TrackingConfig(), vocabulary)
+    with pytest.raises(ConfigError, match="take 45 tokens, but a document has 24"):
+        task.draw(np.random.default_rng(0), 24, S, 3)
+
+
 def with_words(words: list[str]) -> TokenizerVocabulary:
     """A byte-level tokenizer with these tokens, and their beginnings, beside those of the bytes."""
     names = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -287,6 +335,8 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(power=0.0)}, "power is 0.0; it must be above 0"),
         ({"mqar": MqarConfig(fillers=0)}, "MqarConfig.fillers is 0; it must be at least 1"),
         ({"mqar": MqarConfig(rewritten=1.5)}, "MqarConfig.rewritten is 1.5; it must be between 0 and 1"),
+        ({"mqar": MqarConfig(key_words=("a", "a"), keys=2, pairs=(2,))}, "('a', 'a') must be as many different words"),
+        ({"mqar": MqarConfig(sentences=("{key} is.",))}, "'{key} is.' must have {key} and {value} once each"),
         ({"mqar": MqarConfig(ordered=-0.5)}, "MqarConfig.ordered is -0.5; it must be between 0 and 1"),
         ({"mqar": MqarConfig(ordered=0.5, pairs=(1,))}, "ordered changes nothing in lists of one pair; raise pairs"),
         ({"mqar": MqarConfig(rewritten=0.5, values=1, pairs=(1,))}, "rewritten needs a second value; raise"),
