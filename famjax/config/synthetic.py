@@ -58,6 +58,8 @@ class MqarConfig(_Labelled):
         words of the vocabulary. For models with a tokenizer.
       sentences: texts of a pair in the list, one of which each pair draws, such as '{key} went to the {value}.'. Empty:
         the key and its value alone. For models with a tokenizer. Departure from the paper.
+      question: text before a value that is asked for, such as 'the place of {key} is', or before a new one. Empty: the
+        key alone. For models with a tokenizer. Departure from the paper.
     """
 
     blocks: tuple[int, ...] = (1, 2, 4)
@@ -73,6 +75,7 @@ class MqarConfig(_Labelled):
     key_words: tuple[str, ...] = ()
     value_words: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
+    question: str = ""
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -100,13 +103,15 @@ class MqarConfig(_Labelled):
         for one in self.sentences:
             if one.count("{key}") != 1 or one.count("{value}") != 1:
                 raise ConfigError(f"MqarConfig.sentences: {one!r} must have {{key}} and {{value}} once each")
+        if self.question and self.question.count("{key}") != 1:
+            raise ConfigError(f"MqarConfig.question: {self.question!r} must have {{key}} once")
         if self.power <= 0:
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
 
-    def check_pairs(self, tokens: int, pairs: int, listed: int = 2) -> None:
+    def check_pairs(self, tokens: int, pairs: int, listed: int = 2, asked: int = 2) -> None:
         """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs, `listed` tokens each in
-        the list, and for their questions."""
-        a_pair = listed + 2 * (self.times + (self.rewritten > 0))
+        the list, and for their questions, `asked` tokens each with the value."""
+        a_pair = listed + asked * (self.times + (self.rewritten > 0))
         if a_pair * pairs > tokens:
             raise ConfigError(
                 f"{pairs} pairs and their questions take {a_pair * pairs} tokens, but a document has {tokens}; use "

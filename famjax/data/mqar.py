@@ -27,7 +27,7 @@ _WORD = re.compile("[a-z]{3,}")
 
 
 class Sentence(NamedTuple):
-    """The text of a pair in the list.
+    """The text of a pair in the list, or of a question with its value.
 
     Attributes:
       tokens: int32 [n], ids in the model's vocabulary; any number at `key` and `value`.
@@ -52,6 +52,7 @@ class Mqar:
       words: ids of fillers, keys and values in `text`, see `words_of`; empty: the tokens are a vocabulary of their own.
       text: the vocabulary of a model with a tokenizer, from which `words` are.
       sentences: texts of a pair in the list, one of which each pair draws.
+      question: text of a question, which ends with the value.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Mqar:
     words: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     text: Vocabulary | None = dataclasses.field(default=None, repr=False, compare=False)
     sentences: tuple[Sentence, ...] = dataclasses.field(default=(_PAIR,), repr=False, compare=False)
+    question: Sentence = dataclasses.field(default=_PAIR, repr=False, compare=False)
     kind_label: ClassVar[str] = "pairs"
 
     @property
@@ -97,7 +99,8 @@ class Mqar:
         """See `Labelled`."""
         config = self.config
         pairs = int(rng.choice(config.pairs)) if kind is None else kind
-        config.check_pairs(length, pairs, max(len(one.tokens) for one in self.sentences))
+        room = len(self.question.tokens)
+        config.check_pairs(length, pairs, max(len(one.tokens) for one in self.sentences), room)
         values_from = config.fillers + config.keys
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
         if config.ordered and rng.random() < config.ordered:
@@ -111,12 +114,14 @@ class Mqar:
         begins, head = ends - [len(one.tokens) for one in listed], int(ends[-1])
         keys_at, values_at = begins + [one.key for one in listed], begins + [one.value for one in listed]
 
-        # Event i is at tokens `at[i]` and `at[i] + 1`: a question for pair `of[i]`, or its key with a new value.
+        # Event i is a question for pair `of[i]`, or its key with a new value, in `room` tokens from `asks[i]` on. Its
+        # value follows token `at[i]`.
         again = np.flatnonzero(rng.random(pairs) < config.rewritten) if config.rewritten else np.arange(0)
         of = np.concatenate([np.tile(np.arange(pairs), config.times), again])
-        places = (length - head) // 2
+        places = (length - head) // room
         weight = np.arange(1, places + 1) ** (config.power - 1.0)
-        at = head + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
+        asks = head + room * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
+        at = asks + self.question.value - 1
         known, since = values[of], values_at[of]  # the pair's value at the event, and the place where it was listed
         rewrites = np.zeros(len(of), bool)
         for pair in again:
@@ -129,7 +134,7 @@ class Mqar:
 
         tokens = rng.integers(0, config.fillers, length).astype(np.int32)
         tokens[keys_at], tokens[values_at] = keys, values
-        tokens[at] = keys[of]
+        tokens[asks + self.question.key] = keys[of]
         written = rewrites | config.answered
         tokens[at[written] + 1] = known[written]
         asked = at[~rewrites]
@@ -139,9 +144,12 @@ class Mqar:
         renewed[asked] = since[~rewrites] >= head
         if self.words:
             ids = np.array(self.words, np.int32)
-            tokens, labels = ids[tokens], np.where(labels == NONE, NONE, ids[labels])
-            tokens[:head] = np.concatenate([one.tokens for one in listed])
-            tokens[keys_at], tokens[values_at] = ids[keys], ids[values]
+            text = np.full(length, NONE, np.int32)  # what is not a filler, a key or a value
+            text[:head] = np.concatenate([one.tokens for one in listed])
+            text[asks[:, None] + np.arange(room)] = self.question.tokens
+            text[np.concatenate([keys_at, values_at, asks + self.question.key, at + 1])] = NONE
+            tokens = np.where(text == NONE, ids[tokens], text)
+            labels = np.where(labels == NONE, NONE, ids[labels])
         return Document(tokens, labels, (distance, renewed)[: len(self.bins)])
 
 
@@ -167,7 +175,8 @@ def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     split = len(config.key_words)
     chosen[1:] = given[:split] or chosen[1], given[split:] or chosen[2]
     sentences = tuple(_sentence(text, one, chosen[1][0], chosen[2][0]) for one in config.sentences) or (_PAIR,)
-    return Mqar(name, config, tuple(word for some in chosen for word in some), text, sentences)
+    question = _sentence(text, f"{config.question} {{value}}", chosen[1][0], chosen[2][0]) if config.question else _PAIR
+    return Mqar(name, config, tuple(word for some in chosen for word in some), text, sentences, question)
 
 
 def _after_a_word(text: Vocabulary, words: str) -> list[int]:
@@ -190,7 +199,9 @@ def _sentence(text: Vocabulary, sentence: str, key: int, value: int) -> Sentence
     said = sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
     tokens = _after_a_word(text, said)
     if tokens.count(key) != 1 or tokens.count(value) != 1:
-        raise ConfigError(f"MqarConfig.sentences: in {said!r}, the key and its value are not one token each")
+        raise ConfigError(
+            f"MqarConfig.sentences and question: in {said!r}, the key and its value are not one token each"
+        )
     return Sentence(np.array(tokens, np.int32), tokens.index(key), tokens.index(value))
 
 

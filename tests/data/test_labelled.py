@@ -197,13 +197,55 @@ def test_pairs_of_mqar_in_sentences_of_given_words() -> None:
     refused = (
         (text, {"key_words": ("Ann", "Bobby", "Eve")}, "'Bobby' of MqarConfig.key_words or value_words is 3 tokens"),
         (text, {"sentences": ("{key}{value}.",)}, "the key and its value are not one token each"),
-        (ByteVocabulary(), {}, "key_words, value_words and sentences need a model with a tokenizer"),
+        (ByteVocabulary(), {}, "key_words, value_words, sentences and question need a model with a tokenizer"),
     )
     for vocabulary, changed, message in refused:
         with pytest.raises(ConfigError, match=message):
             labelled_documents("mqar", dataclasses.replace(config, **changed), TrackingConfig(), vocabulary)
     with pytest.raises(ConfigError, match="take 45 tokens, but a document has 24"):
         task.draw(np.random.default_rng(0), 24, S, 3)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_questions_of_mqar_in_a_sentence_of_their_own(answered: bool) -> None:
+    """Labels and distances are those of a reader of the text. A key with a new value has the same form and no label; the
+    value follows, or filler does; a document that is too short is refused."""
+    letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
+    text = with_words(["the", *letters])
+    config = MqarConfig(
+        pairs=(2, 3), keys=5, values=4, fillers=9, times=2, answered=answered, rewritten=0.5,
+        question="so {key} has",
+    )  # fmt: skip
+    task = labelled_documents("mqar", config, TrackingConfig(), text)
+    assert isinstance(task, Mqar)
+    values, fillers = [{text.decode([word]).strip() for word in some} for some in (task.words[-4:], task.words[:9])]
+    renewed = 0
+    for document in drawn(task, 16 * S):
+        whole = text.decode(document.tokens)
+        listed, labels = {}, set(np.flatnonzero(document.labels != NONE))
+        words = whole.split()
+        while words[0] not in fillers and words[0] != "so":
+            listed[words[0]] = (words[1], 2 * len(listed) + 1)
+            words = words[2:]
+        assert len(listed) in (2, 3)
+        for found in re.finditer(r" so (\w+) has( \w+)", whole):
+            at = len(text.encode(whole[: found.start(2)])) - 1
+            if at in labels:
+                value, place = listed[found[1]]
+                assert text.decode(document.labels[[at]]).strip() == value
+                assert found[2].strip() == value if answered else found[2].strip() in fillers
+                assert document.bins[0][at] == at // S - place // S
+                labels.remove(at)
+            else:
+                assert found[2].strip() in values - {listed[found[1]][0]}
+                listed[found[1]] = (found[2].strip(), at + 1)
+                renewed += 1
+        assert not labels
+    assert renewed > 5
+    with pytest.raises(ConfigError, match="3 pairs and their questions take 87 tokens, but a document has 80"):
+        task.draw(np.random.default_rng(0), 80, S, 3)
+    with pytest.raises(ConfigError, match="sentences and question need a model with a tokenizer"):
+        labelled_documents("mqar", config, TrackingConfig(), ByteVocabulary())
 
 
 def with_words(words: list[str]) -> TokenizerVocabulary:
@@ -337,6 +379,7 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(rewritten=1.5)}, "MqarConfig.rewritten is 1.5; it must be between 0 and 1"),
         ({"mqar": MqarConfig(key_words=("a", "a"), keys=2, pairs=(2,))}, "('a', 'a') must be as many different words"),
         ({"mqar": MqarConfig(sentences=("{key} is.",))}, "'{key} is.' must have {key} and {value} once each"),
+        ({"mqar": MqarConfig(question="who")}, "'who' must have {key} once"),
         ({"mqar": MqarConfig(ordered=-0.5)}, "MqarConfig.ordered is -0.5; it must be between 0 and 1"),
         ({"mqar": MqarConfig(ordered=0.5, pairs=(1,))}, "ordered changes nothing in lists of one pair; raise pairs"),
         ({"mqar": MqarConfig(rewritten=0.5, values=1, pairs=(1,))}, "rewritten needs a second value; raise"),
