@@ -208,8 +208,8 @@ def test_pairs_of_mqar_in_sentences_of_given_words() -> None:
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_questions_of_mqar_in_a_sentence_of_their_own(answered: bool) -> None:
-    """Labels and distances are those of a reader of the text. A key with a new value has the same form and no label; the
-    value follows, or filler does; a document that is too short is refused."""
+    """Labels and distances are those of a reader of the text. A key with a new value has the same form and no label.
+    The value follows, or filler does; a document that is too short is refused."""
     letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
     text = with_words(["the", *letters])
     config = MqarConfig(
