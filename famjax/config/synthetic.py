@@ -50,6 +50,7 @@ class MqarConfig(_Labelled):
         From there on its value is the new one. Departure from the paper, whose keys are listed once.
       ordered: probability that a document lists its keys in the order of the vocabulary: easier, since a pair's place
         then tells its key.
+      spread: filler before and between the pairs of the list, at most so many tokens in all.
       power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
@@ -68,6 +69,7 @@ class MqarConfig(_Labelled):
     answered: bool = True
     rewritten: float = 0.0
     ordered: float = 0.0
+    spread: int = 0
     power: float = 1.0
     keys: int = 16
     values: int = 16
@@ -82,6 +84,7 @@ class MqarConfig(_Labelled):
         check_types(self)
         ascending("blocks", self.blocks, "document lengths")
         ascending("pairs", self.pairs, "numbers of pairs")
+        at_least("MqarConfig.spread", self.spread, 0)
         for name in ("times", "keys", "values", "fillers"):
             at_least(f"MqarConfig.{name}", getattr(self, name), 1)
         if self.pairs[-1] > min(self.keys, self.values):
@@ -112,10 +115,10 @@ class MqarConfig(_Labelled):
         """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs, `listed` tokens each in
         the list, and for their questions, `asked` tokens each with the value."""
         a_pair = listed + asked * (self.times + (self.rewritten > 0))
-        if a_pair * pairs > tokens:
+        if (needed := self.spread + a_pair * pairs) > tokens:
             raise ConfigError(
-                f"{pairs} pairs and their questions take {a_pair * pairs} tokens, but a document has {tokens}; use "
-                f"longer documents, or at most {tokens // a_pair} pairs"
+                f"{pairs} pairs and their questions take {needed} tokens, but a document has {tokens}; use longer "
+                f"documents, or at most {max(tokens - self.spread, 0) // a_pair} pairs"
             )
 
     def check_length(self, tokens: int, block_size: int) -> None:

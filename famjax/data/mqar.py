@@ -111,6 +111,8 @@ class Mqar:
         drawn = rng.integers(len(self.sentences), size=pairs) if len(self.sentences) > 1 else np.zeros(pairs, int)
         listed = [self.sentences[i] for i in drawn]
         ends = np.cumsum([len(one.tokens) for one in listed])
+        if config.spread:
+            ends += np.cumsum(rng.multinomial(rng.integers(config.spread + 1), [1 / pairs] * pairs))
         begins, head = ends - [len(one.tokens) for one in listed], int(ends[-1])
         keys_at, values_at = begins + [one.key for one in listed], begins + [one.value for one in listed]
 
@@ -145,7 +147,8 @@ class Mqar:
         if self.words:
             ids = np.array(self.words, np.int32)
             text = np.full(length, NONE, np.int32)  # what is not a filler, a key or a value
-            text[:head] = np.concatenate([one.tokens for one in listed])
+            for begin, one in zip(begins, listed, strict=True):
+                text[begin : begin + len(one.tokens)] = one.tokens
             text[asks[:, None] + np.arange(room)] = self.question.tokens
             text[np.concatenate([keys_at, values_at, asks + self.question.key, at + 1])] = NONE
             tokens = np.where(text == NONE, ids[tokens], text)

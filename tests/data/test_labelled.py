@@ -124,6 +124,30 @@ def test_keys_are_in_the_order_of_the_vocabulary_as_often_as_asked() -> None:
         assert found == 1 if ordered == 1 else abs(found - share) < 4 * np.sqrt(share * (1 - share) / 1000)
 
 
+def test_pairs_of_mqar_are_spread_over_filler() -> None:
+    """Up to `spread` tokens of filler, before and between the pairs. Labels and distances are those of a dictionary
+    that reads the document. One without room for all of it is refused."""
+    task = Mqar("mqar", MqarConfig(pairs=(3,), keys=5, values=6, fillers=3, times=2, answered=False, spread=7))
+    totals, gaps = set(), np.zeros(3, int)
+    for document in drawn(task, 5 * S, 200):
+        words = names(task, document.tokens)
+        values = [i for i, word in enumerate(words) if word.startswith("v")]
+        assert len(values) == 3 and all(words[i - 1].startswith("k") for i in values)
+        between = np.diff([-1, *values]) - 2
+        totals.add(int(between.sum()))
+        gaps += between
+        told = {words[i - 1]: i for i in values}
+        asked = [i for i, word in enumerate(words) if word.startswith("k") and i + 1 not in values]
+        assert sorted(words[i] for i in asked) == sorted([*told] * 2) and min(asked) > values[-1]
+        assert sorted(np.flatnonzero(document.labels != NONE)) == asked
+        for i in asked:
+            assert names(task, document.labels[[i]]) == [words[told[words[i]]]]
+            assert document.bins[0][i] == i // S - told[words[i]] // S
+    assert totals == set(range(8)) and (gaps > 0.7 * gaps.mean()).all()
+    with pytest.raises(ConfigError, match="take 25 tokens, but a document has 24; use longer documents, or at most 2"):
+        task.draw(np.random.default_rng(0), 3 * S, S)
+
+
 def test_a_key_may_be_listed_again_before_any_of_its_questions_and_with_any_other_value() -> None:
     """Each as often: 2,000 draws, within 4 standard errors."""
     count = 2000
@@ -379,6 +403,7 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(rewritten=1.5)}, "MqarConfig.rewritten is 1.5; it must be between 0 and 1"),
         ({"mqar": MqarConfig(key_words=("a", "a"), keys=2, pairs=(2,))}, "('a', 'a') must be as many different words"),
         ({"mqar": MqarConfig(sentences=("{key} is.",))}, "'{key} is.' must have {key} and {value} once each"),
+        ({"mqar": MqarConfig(spread=-1)}, "MqarConfig.spread is -1; it must be at least 0"),
         ({"mqar": MqarConfig(question="who")}, "'who' must have {key} once"),
         ({"mqar": MqarConfig(ordered=-0.5)}, "MqarConfig.ordered is -0.5; it must be between 0 and 1"),
         ({"mqar": MqarConfig(ordered=0.5, pairs=(1,))}, "ordered changes nothing in lists of one pair; raise pairs"),
