@@ -145,6 +145,19 @@ def test_the_published_model_in_the_readme(readme: str) -> None:
     assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
 
 
+def test_recall_by_name_of_the_published_model() -> None:
+    """What FAM recalls of the block before, in lists of random order, and of sentences."""
+    shown, page = results("smollm2_benchmarks"), " ".join(text(ROOT / "docs/smollm2.md").split())
+    away = {name: shown[name]["mqar"]["1"] for name in ("Words by name", "Words by eight names", "Facts in sentences")}
+    four, eight = away["Words by name"], away["Words by eight names"]["named"]
+    said = {name: f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for name, one in four.items()}
+    assert f"`named` recalls {said['named']} of the words, of four names and of eight" in page
+    assert f"{eight['value']:.2f} ({eight['low']:.2f} to {eight['high']:.2f})" == said["named"]
+    assert f"`listed` {said['listed']}" in page and f"`unordered` {said['unordered']}" in page
+    told = away["Facts in sentences"]["asked"]
+    assert f"`asked` recalls {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})" in page
+
+
 def last(runs: list) -> list[float]:
     """Bits per byte over all positions, for each seed of a run in docs/texts.json."""
     return [one[-1]["bits_per_byte"] for one in runs]
