@@ -37,7 +37,7 @@ TEXTS = (
     "part", "answer", "fam_position", "fam_init", "fam_layers", "scaling", "projections", "activation", "norm",
     "rope_scaling", "layer_pattern", "dtype", "param_dtype", "remat", "attention_kernel", "name", "schedule", "trained",
     "keep_best_metric", "keep_best_mode", "fam_update", "segments_hold",
-    "stories", "elements",
+    "stories", "elements", "key_words", "value_words", "sentences", "question",
 )  # fmt: skip
 NAME = "run [1] a*b what? {c} 100% #d ü"
 
