@@ -49,8 +49,8 @@ class MqarConfig(_Labelled):
       rewritten: probability that a key is listed again with a new value, after the list and before its last question.
         From there on its value is the new one. Departure from the paper, whose keys are listed once.
       ordered: probability that a document lists its keys in the order of the vocabulary: easier, since a pair's place
-        then tells its key.
-      spread: filler before and between the pairs of the list, at most so many tokens in all.
+        then determines its key.
+      spread: maximum number of filler tokens before and between the pairs of the list.
       power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
@@ -103,6 +103,8 @@ class MqarConfig(_Labelled):
                 raise ConfigError(
                     f"MqarConfig.{name}_words {words} must be as many different words as {name}s, {count}"
                 )
+        if both := set(self.key_words) & set(self.value_words):
+            raise ConfigError(f"{sorted(both)} are both in MqarConfig.key_words and value_words; use different words")
         for one in self.sentences:
             if one.count("{key}") != 1 or one.count("{value}") != 1:
                 raise ConfigError(f"MqarConfig.sentences: {one!r} must have {{key}} and {{value}} once each")
@@ -110,6 +112,11 @@ class MqarConfig(_Labelled):
             raise ConfigError(f"MqarConfig.question: {self.question!r} must have {{key}} once")
         if self.power <= 0:
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the settings contain words, so that the model must have a tokenizer."""
+        return bool(self.key_words or self.value_words or self.sentences or self.question)
 
     def check_pairs(self, tokens: int, pairs: int, listed: int = 2, asked: int = 2) -> None:
         """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs, `listed` tokens each in

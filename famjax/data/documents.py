@@ -28,7 +28,7 @@ def labelled_documents(
     words, or none for settings that name words."""
     if model is not None and in_words(name, model):
         return mqar_in_words(name, mqar, model)
-    if name == "mqar" and (mqar.key_words or mqar.value_words or mqar.sentences or mqar.question):
+    if name == "mqar" and mqar.has_words:
         raise ConfigError(
             "MqarConfig.key_words, value_words, sentences and question need a model with a tokenizer; leave them out"
         )

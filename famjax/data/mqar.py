@@ -107,13 +107,7 @@ class Mqar:
             keys.sort()
         values = values_from + rng.choice(config.values, pairs, replace=False)
 
-        # The list, which ends at `head`.
-        drawn = rng.integers(len(self.sentences), size=pairs) if len(self.sentences) > 1 else np.zeros(pairs, int)
-        listed = [self.sentences[i] for i in drawn]
-        ends = np.cumsum([len(one.tokens) for one in listed])
-        if config.spread:
-            ends += np.cumsum(rng.multinomial(rng.integers(config.spread + 1), [1 / pairs] * pairs))
-        begins, head = ends - [len(one.tokens) for one in listed], int(ends[-1])
+        listed, begins, head = self._list(rng, pairs)
         keys_at, values_at = begins + [one.key for one in listed], begins + [one.value for one in listed]
 
         # Event i is a question for pair `of[i]`, or its key with a new value, in `room` tokens from `asks[i]` on. Its
@@ -154,6 +148,16 @@ class Mqar:
             tokens = np.where(text == NONE, ids[tokens], text)
             labels = np.where(labels == NONE, NONE, ids[labels])
         return Document(tokens, labels, (distance, renewed)[: len(self.bins)])
+
+    def _list(self, rng: np.random.Generator, pairs: int) -> tuple[list[Sentence], np.ndarray, int]:
+        """Draws the list's layout: the text of each pair, the places where they begin, int [pairs], and the end."""
+        drawn = rng.integers(len(self.sentences), size=pairs) if len(self.sentences) > 1 else np.zeros(pairs, int)
+        listed = [self.sentences[i] for i in drawn]
+        lengths = np.array([len(one.tokens) for one in listed])
+        ends = np.cumsum(lengths)
+        if self.config.spread:
+            ends += np.cumsum(rng.multinomial(rng.integers(self.config.spread + 1), [1 / pairs] * pairs))
+        return listed, ends - lengths, int(ends[-1])
 
 
 def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
