@@ -159,7 +159,7 @@ def _asked(question: Question) -> tuple[str, ...]:
 
 
 def of_everyone(question: Question) -> Question:
-    """Returns a question of `qa1` whose answer goes on with the places of all other persons, sorted by name. Raises
+    """Returns a question of `qa1` whose answer continues with the places of all other persons, sorted by name. Raises
     `BadText` if it is not one."""
     (person,) = _asked(question)
     places = {fact.split()[0]: fact.removesuffix(".").split()[-1] for fact in question.facts}

@@ -229,8 +229,8 @@ def test_the_questions_of_a_story_in_turn(folder, kind):
 
 
 def test_answers_about_everyone_without_instruction(folder):
-    """Documents begin with the facts. An answer tells where everyone is, the person asked for first, by a story that is
-    walked through by hand; a question of another form is counted."""
+    """Documents begin with the facts. An answer states where everyone is, the person asked for first, as in a story
+    that was read by hand. A question of another form is counted."""
     path = folder / "qa1_of-some-kind_train.txt"
     path.write_text(
         "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is John? \thallway\t2\n"

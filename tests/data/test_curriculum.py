@@ -25,7 +25,7 @@ def drawn(made: Curriculum, open_stages: int, most: int, count: int = 4000) -> d
 @pytest.mark.parametrize(("share", "open_stages"), [(0.6, 3), (0.0, 4), (1.0, 2), (0.6, 1)])
 def test_the_newest_stage_is_drawn_as_often_as_asked(share, open_stages):
     """With `newest_share` the newest open stage, else one of all open ones, each as often: 4,000 draws, within 4
-    standard errors. A stage begins behind the longest filler of the one before and has every alignment of its own."""
+    standard errors. A stage begins after the longest filler of the one before and has every alignment of its own."""
     ranges = [(0, 2 * S - 1), (2 * S, 3 * S - 1), (3 * S, 5 * S - 1), (5 * S, 9 * S - 1)][:open_stages]
     expected = dict.fromkeys(ranges, (1 - share) / open_stages)
     expected[ranges[-1]] += share
@@ -46,7 +46,7 @@ def test_what_fits_is_drawn():
 
 def test_stages_open_one_by_one_on_their_own_answers():
     """Both means move by 1/64 per document, that of the newest stage only with its own documents. Once it reaches
-    `open_at`, the next stage opens and is counted from 0; after the last stage it goes on."""
+    `open_at`, the next stage opens and is counted from 0; after the last stage it continues."""
     made = curriculum(open_at=0.5)
     rng, progress = np.random.default_rng(0), made.start()
     least, stage, every, newest, opened = [0, 2 * S, 3 * S, 5 * S], 0, 0.0, 0.0, []

@@ -353,7 +353,7 @@ def test_a_stream_at_its_end_is_told_another_key_and_what_it_was_told_before_is_
 
 
 def test_streams_are_told_another_key_as_often_as_asked():
-    """At share 0.5 half of the streams that have ended continue, within 4 standard errors; the others start anew."""
+    """At share 0.5 half of the streams that have ended continue, within 4 standard errors; the others restart."""
     goes_on = []
     for batch, before, _ in played(streams(stream_blocks=16, stream_told_again=0.5), 60):
         goes_on += [not starts[0] for starts, entry in zip(batch.starts, before, strict=False) if entry == {}]
