@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from famjax.config.checks import ConfigError, at_least, check_types
+from famjax.config.checks import ConfigError, at_least, check_types, probability
 from famjax.config.curriculum import CurriculumConfig
 
 STORIES = tuple(f"qa{number}" for number in range(1, 21))
@@ -30,6 +30,8 @@ class BabiConfig(CurriculumConfig):
         them a row has room for more documents.
       everyone: whether an answer continues with the places of all other persons, sorted by name: more answers to learn
         from for the same tokens. For `qa1` alone.
+      form_weight: loss weight of the answers' tokens that are not of the words asked for (the places), and of their
+        ends, 0 to 1. Below 1 the gradient is mostly about what was told, and exact match counts these words alone.
       stages: see `CurriculumConfig`; the filler of a turn is the text of the books, without facts and prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """
@@ -44,12 +46,14 @@ class BabiConfig(CurriculumConfig):
     turns: int = 1
     instructed: bool = True
     everyone: bool = False
+    form_weight: float = 1.0
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
         self.check_curriculum()
         at_least("turns", self.turns, 1)
+        probability("form_weight", self.form_weight)
         if not self.stories or len(set(self.stories)) < len(self.stories):
             raise ConfigError(f"stories {self.stories} must be distinct names of bAbI's files, such as ('qa1', 'qa2')")
         for name in self.stories:

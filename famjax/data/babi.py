@@ -135,6 +135,7 @@ class Question(NamedTuple):
       supports: indices in `facts` of the supporting facts.
       source: the file's task, such as `qa1`.
       place: file and line, for messages.
+      others: persons and places that the answer tells as well, in the form of `qa1`.
     """
 
     facts: tuple[str, ...]
@@ -143,11 +144,30 @@ class Question(NamedTuple):
     supports: tuple[int, ...]
     source: str
     place: str
+    others: tuple[tuple[str, str], ...] = ()
+
+
+class Answer(NamedTuple):
+    """An answer in the form of the prompt, and the ranges [begin, end) of the words asked for in its text."""
+
+    text: str
+    words: tuple[tuple[int, int], ...]
+
+
+def answer_of(question: Question) -> Answer:
+    """Returns the answer of a question. Raises `BadText` if the question is not one of its task."""
+    before, after = PROMPTS.get(question.source, OTHER).says.split("{answer}")
+    text, words = "", []
+    for *asked, answer in ((*_asked(question), question.answer), *question.others):
+        text += " " * bool(text) + before.format(*asked)
+        words.append((len(text), len(text) + len(answer)))
+        text += answer + after
+    return Answer(text, tuple(words))
 
 
 def answer_text(question: Question) -> str:
-    """Returns the answer in the form of the prompt. Raises `BadText` if the question is not one of its task."""
-    return PROMPTS.get(question.source, OTHER).says.format(*_asked(question), answer=question.answer)
+    """Returns the text of `answer_of`."""
+    return answer_of(question).text
 
 
 def _asked(question: Question) -> tuple[str, ...]:
@@ -163,9 +183,7 @@ def of_everyone(question: Question) -> Question:
     `BadText` if it is not one."""
     (person,) = _asked(question)
     places = {fact.split()[0]: fact.removesuffix(".").split()[-1] for fact in question.facts}
-    says = PROMPTS["qa1"].says.removesuffix(".")
-    told = [says.format(name, answer=place) for name, place in sorted(places.items()) if name != person]
-    return question._replace(answer=". ".join([question.answer, *told]))
+    return question._replace(others=tuple((name, place) for name, place in sorted(places.items()) if name != person))
 
 
 class Hidden(NamedTuple):
@@ -241,6 +259,15 @@ class Asking:
         """Returns the tokens of the answer after the tail, int32 [a], without its end. Raises `BadText`."""
         text = answer_text(question)
         return self.pieces.raw(text) if self.chat else self.pieces.next(text)
+
+    def words(self, question: Question) -> np.ndarray:
+        """Returns which tokens of `answer` have characters of the words asked for, bool [a]."""
+        text, words = answer_of(question)
+        ends = self.pieces.ends(self.answer(question))
+        # `next` may have begun with a space.
+        ends = ends - (ends[-1] - len(text))
+        begins = np.concatenate([[0], ends[:-1]])
+        return np.any([(begins < last) & (ends > first) for first, last in words], axis=0)
 
 
 # --- bAbI's files ---------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ class BabiTask:
         return batch, progress | {"documents": documents}
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Returns the progress after a step: with the running exact match (every token of an answer and its end) of all
+        """Returns the progress after a step: with the running exact match (every token of weight 1 of an answer) of all
         answers, of those of the newest stage and of each file, and with the next stage open if the exact match of the
         newest reached `open_at`. `correct`: bool [B, W]."""
         found: list[tuple[int, float]] = []
@@ -184,7 +184,7 @@ class BabiTask:
         for documents, right, weights in zip(progress["documents"], correct, batch.weights, strict=True):
             for n, (filler, source) in enumerate(documents):
                 room = np.arange(self._answer_slots * n, self._answer_slots * (n + 1))
-                hit = float(right[room[weights[room] > 0]].all())
+                hit = float(right[room[weights[room] == 1]].all())
                 found.append((filler, hit))
                 by_source = with_answer(by_source, source, hit)
         return self.curriculum.observe(progress, found) | {"by_source": by_source, "documents": []}
@@ -249,7 +249,10 @@ class BabiTask:
             answer = np.concatenate([self.asking.answer(asked), self.end]).astype(np.int32)
             count += len(prompt.context) + len(prompt.tail) + len(answer)
             parts += [prompt.context, prompt.tail, answer]
-            marked.append(Marked(np.arange(count - len(answer), count), 1.0, self._answer_slots))
+            weights = np.full(len(answer), self.config.form_weight)
+            words = self.asking.words(asked)
+            weights[: len(words)][words] = 1.0
+            marked.append(Marked(np.arange(count - len(answer), count), weights, self._answer_slots))
         return Placed(np.concatenate(parts), True, tuple(marked))
 
     @functools.cached_property

@@ -140,12 +140,12 @@ class Marked(NamedTuple):
 
     Attributes:
       where: int [m], indices of the tokens; those below 1 are not predicted.
-      weight: loss weight.
+      weight: loss weight, of all or of each.
       slots: number of targets of the row that are reserved for them; unused ones have weight 0.
     """
 
     where: np.ndarray
-    weight: float
+    weight: float | np.ndarray
     slots: int
 
 
@@ -193,9 +193,9 @@ class Rows:
             count = begin + len(part.tokens)
             tokens[begin:count] = part.tokens
             for where, weight, slots in part.marked:
-                where = where[where > 0]
-                weighted += [(begin + int(i), weight) for i in where]
-                weighted += [(0, 0.0)] * (slots - len(where))
+                each = np.broadcast_to(weight, where.shape)
+                some = [(begin + int(i), float(w)) for i, w in zip(where, each, strict=True) if i > 0]
+                weighted += some + [(0, 0.0)] * (slots - len(some))
             marked = np.concatenate([one.where for one in part.marked])
             plain.append(begin + np.setdiff1d(np.arange(1, len(part.tokens)), marked))
             block += -(-len(part.tokens) // S)

@@ -76,6 +76,10 @@ class Pieces:
         """Tokenizes a text as it is, without `bos`, space or template."""
         return self._vocabulary.encode(text)
 
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the characters up to the end of each token, int [n], of tokens ids [n] that are a text."""
+        return np.array([len(self._vocabulary.decode(ids[:n])) for n in range(1, len(ids) + 1)])
+
 
 class Filler:
     """An endless stream of sentences: the paper's, repeated, or those of text files from a random place.

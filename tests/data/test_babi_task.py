@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -56,6 +57,16 @@ def config_of(at: Path, length: int = 40 * BLOCK, seed: int = 0, data: DataConfi
         model_dir=str(at / "m"), model=model, task="babi", babi=task, sequence_length=length, batch_size=3,
         seed=seed, data=data or DataConfig(),
     )  # fmt: skip
+
+
+def data_of(folder: Path, kind: str) -> DataConfig:
+    """Returns the settings of a vocabulary of ours; `chat` is byte-level, with a chat template."""
+    if kind == "bytes":
+        return DataConfig()
+    place = tokenizers_of_ours.write(folder / "tokenizer", "byte-level" if kind == "chat" else kind)
+    if kind == "chat":
+        (place / "chat_template.jinja").write_text(CHATML)
+    return DataConfig(vocabulary=str(place))
 
 
 def task_of(folder: Path, **changes) -> BabiTask:
@@ -114,15 +125,9 @@ def test_files_are_drawn_equally_often_whatever_their_sizes(folder):
 @pytest.mark.parametrize("kind", ["bytes", "byte-level", "metaspace", "chat"])
 def test_prompts_are_those_of_the_evaluation(folder, kind):
     """Head and tail have the tokens of the evaluation's, and text, prompt and answer in one go decode to one text."""
-    data, codec = DataConfig(), None
-    if kind != "bytes":
-        place = folder / "tokenizer"
-        tokenizers_of_ours.write(place, "byte-level" if kind == "chat" else kind)
-        if kind == "chat":
-            (place / "chat_template.jinja").write_text(CHATML)
-        data, codec = DataConfig(vocabulary=str(place)), Codec(place, 400)
+    data = data_of(folder, kind)
     task = task_of(folder, data=data)
-    codec = codec or Codec.of(task.vocabulary)
+    codec = Codec.of(task.vocabulary) if kind == "bytes" else Codec(folder / "tokenizer", 400)
     evaluation = EvalConfig(data=(f"babi={folder}/qa[12]_*_test.txt",), lengths=(1600,), examples=8)
     examples = list(catalog.make("babi", evaluation, codec, BLOCK).examples())
     for example in examples:
@@ -187,16 +192,35 @@ def test_the_loss_is_on_answers_and_a_little_on_the_text(folder, seed):
         assert len(re.findall(r"(The most recent location of \w+|The \w+) is (in )?\w+\.\n", answers)) == len(drawn)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "byte-level", "metaspace", "chat"])
+def test_the_form_of_an_answer_weighs_less_than_its_words(folder, kind):
+    """Tokens of the places have weight 1, all others of an answer and its end `form_weight`, whatever the vocabulary;
+    exact match counts the places alone."""
+    data = data_of(folder, kind)
+    task = task_of(folder, stories=("qa1",), stages=(1,), everyone=True, form_weight=0.125, text_tokens=0, data=data)
+    others = 0
+    for one in task.questions["qa1"]:
+        ids, words = task.asking.answer(one).tolist(), task.asking.words(one).tolist()
+        parts = [
+            (is_word, task.vocabulary.decode([token for _, token in some]))
+            for is_word, some in itertools.groupby(zip(words, ids, strict=True), key=lambda pair: pair[0])
+        ]
+        assert [text.strip(" .") for is_word, text in parts if is_word] == [one.answer, *(at for _, at in one.others)]
+        others += len(one.others)
+    assert others
+    batch, progress = task.batch(3, task.start())
+    told = batch.weights == 1
+    assert set(np.unique(batch.weights)) == {0.0, 0.125, 1.0}
+    assert re.fullmatch(r"( ?(bathroom|hallway)\.?)+", task.vocabulary.decode(batch.targets[told]))
+    assert task.observe(progress, batch, told)["exact_match"] > 0
+    assert task.observe(progress, batch, ~told)["exact_match"] == 0
+
+
 @pytest.mark.parametrize("kind", ["bytes", "chat"])
 def test_the_questions_of_a_story_in_turn(folder, kind):
     """A document asks at most `turns` questions of one story, each after the facts since the one before and filler of
     the open stage. Every answer carries a loss and follows its prompt; a chat has the template's text between turns."""
-    data = DataConfig()
-    if kind == "chat":
-        tokenizers_of_ours.write(folder / "tokenizer", "byte-level")
-        (folder / "tokenizer" / "chat_template.jinja").write_text(CHATML)
-        data = DataConfig(vocabulary=str(folder / "tokenizer"))
-    task = task_of(folder, stories=("qa1",), stages=(1,), turns=2, data=data)
+    task = task_of(folder, stories=("qa1",), stages=(1,), turns=2, data=data_of(folder, kind))
     told = ["Mary moved to the bathroom.", "John went to the hallway.", "Daniel went back to the hallway."]
     mary, daniel = ("The most recent location of Mary is bathroom.", "The most recent location of Daniel is hallway.")
     numbers = set()
