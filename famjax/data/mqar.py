@@ -14,6 +14,7 @@ the dots. The pairs of its list may be sentences (`MqarConfig.sentences`): ` Mar
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -181,8 +182,9 @@ def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     chosen = [words[kind::3][:count] for kind, count in enumerate(counts)]
     split = len(config.key_words)
     chosen[1:] = given[:split] or chosen[1], given[split:] or chosen[2]
-    sentences = tuple(_sentence(text, one, chosen[1][0], chosen[2][0]) for one in config.sentences) or (_PAIR,)
-    question = _sentence(text, f"{config.question} {{value}}", chosen[1][0], chosen[2][0]) if config.question else _PAIR
+    _, keys, values = chosen
+    sentences = tuple(_sentence(text, one, keys, values) for one in config.sentences) or (_PAIR,)
+    question = _sentence(text, f"{config.question} {{value}}", keys, values) if config.question else _PAIR
     return Mqar(name, config, tuple(word for some in chosen for word in some), text, sentences, question)
 
 
@@ -201,15 +203,27 @@ def _token(text: Vocabulary, word: str) -> int:
     return found[0]
 
 
-def _sentence(text: Vocabulary, sentence: str, key: int, value: int) -> Sentence:
-    """Returns the tokens of a sentence. Raises `ConfigError` if `key` and `value` in it are not a token each."""
-    said = sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
-    tokens = _after_a_word(text, said)
-    if tokens.count(key) != 1 or tokens.count(value) != 1:
-        raise ConfigError(
-            f"MqarConfig.sentences and question: in {said!r}, the key and its value are not one token each"
-        )
-    return Sentence(np.array(tokens, np.int32), tokens.index(key), tokens.index(value))
+def _sentence(text: Vocabulary, sentence: str, keys: Sequence[int], values: Sequence[int]) -> Sentence:
+    """Returns the tokens of a sentence. Raises `ConfigError` if a key or a value in it is not one token, or if another
+    token depends on it."""
+    known: Sentence | None = None
+    for key, value in [(keys[0], values[0]), *((key, values[0]) for key in keys), *((keys[0], one) for one in values)]:
+        said = sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
+        tokens = np.array(_after_a_word(text, said), np.int32)
+        if not (tokens == key).sum() == (tokens == value).sum() == 1:
+            raise ConfigError(
+                f"MqarConfig.sentences and question: in {said!r}, the key and its value are not one token each"
+            )
+        at = Sentence(tokens, int((tokens == key).argmax()), int((tokens == value).argmax()))
+        known = known or at
+        rest = np.delete(np.arange(len(tokens)), [known.key, known.value])
+        if known[1:] != at[1:] or len(tokens) != len(known.tokens) or (tokens != known.tokens)[rest].any():
+            raise ConfigError(
+                f"MqarConfig.sentences and question: in {said!r}, tokens besides the key and its value differ from "
+                f"those of other keys and values; use another sentence"
+            )
+    assert known is not None
+    return known
 
 
 def words_of(text: Vocabulary, most: int) -> list[int]:

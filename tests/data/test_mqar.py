@@ -169,7 +169,7 @@ def test_pairs_of_mqar_in_sentences_of_given_words() -> None:
     """Each list is sentences of all forms, with the given words; labels and distances are those of a dictionary that
     reads the text; fillers are other words; words of several tokens, and words without a tokenizer, are refused."""
     letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
-    text = with_words(["the", *letters, " Ann", " Bob", " Eve"])
+    text = with_words(words := ["the", *letters, " Ann", " Bob", " Eve"])
     given = {"key_words": ("Ann", "Bob", "Eve"), "value_words": ("bax", "bay", "baz", "bex")}
     config = MqarConfig(
         pairs=(2, 3), keys=3, values=4, fillers=9, times=2, answered=False, **given,
@@ -203,6 +203,8 @@ def test_pairs_of_mqar_in_sentences_of_given_words() -> None:
     refused = (
         (text, {"key_words": ("Ann", "Bobby", "Eve")}, "'Bobby' of MqarConfig.key_words or value_words is 3 tokens"),
         (text, {"sentences": ("{key}{value}.",)}, "the key and its value are not one token each"),
+        (text, {"sentences": ("{key} is in bay {value}.",)}, "in 'Ann is in bay bay.', the key and its value are not"),
+        (with_words(words, ("Eve is", "Eve was")), {}, "in 'Eve is in bax.', tokens besides the key and its value"),
         (ByteVocabulary(), {}, "key_words, value_words, sentences and question need a model with a tokenizer"),
     )
     for vocabulary, changed, message in refused:
@@ -254,8 +256,9 @@ def test_questions_of_mqar_in_a_sentence_of_their_own(answered: bool) -> None:
         labelled_documents("mqar", config, TrackingConfig(), ByteVocabulary())
 
 
-def with_words(words: list[str]) -> TokenizerVocabulary:
-    """A byte-level tokenizer with these tokens, and their beginnings, beside those of the bytes."""
+def with_words(words: list[str], replaced: tuple[str, str] | None = None) -> TokenizerVocabulary:
+    """A byte-level tokenizer with these tokens, and their beginnings, beside those of the bytes; it reads the first of
+    two `replaced` texts as the second."""
     names = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = []
     for word in (word.replace(" ", "Ġ") for word in words):
@@ -266,6 +269,8 @@ def with_words(words: list[str]) -> TokenizerVocabulary:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({name: i for i, name in enumerate(names)}, merges))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    if replaced:
+        tokenizer.normalizer = tokenizers.normalizers.Replace(*replaced)
     return TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here")
 
 
