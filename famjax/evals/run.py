@@ -68,10 +68,10 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
       ConfigError: a setting, data set or model directory is unusable; raised before anything is evaluated.
     """
     config.validate()
+    names = names_of(config.model_dirs)
     with Progress("reading the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
     _report_bad(subjects)
-    names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -104,13 +104,18 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
 
 
 def names_of(model_dirs: Sequence[str]) -> list[str]:
-    """Returns names of the models: the shortest suffixes of their paths that are distinct."""
+    """Returns names of the models: the shortest suffixes of their paths that are distinct. Raises `ConfigError` if a
+    model is given twice."""
     paths = [Path(path).resolve().parts for path in model_dirs]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            first, second = model_dirs[paths.index(path)], model_dirs[number]
+            raise ConfigError(f"{first} and {second} are the same model directory; leave one of them out")
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):
-            return names
-    return list(model_dirs)
+            break
+    return names
 
 
 def _subject(path: str, config: EvalConfig) -> Subject:

@@ -66,6 +66,7 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install -e '.[lm-eval]'") from error
     from famjax.evals.run import names_of
 
+    models = names_of(config.model_dirs)
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
     known = set(manager.all_tasks)
@@ -76,7 +77,7 @@ def run(config: HarnessConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
-    for name, path in zip(names_of(config.model_dirs), config.model_dirs, strict=True):
+    for name, path in zip(models, config.model_dirs, strict=True):
         found[path], entry, samples = _of_model(name, path, names, manager, config)
         entries.append(entry)
         answers.append(samples)

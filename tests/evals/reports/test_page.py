@@ -267,12 +267,17 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
         (("runs/fam", "runs/bswa"), ["fam", "bswa"]),
         (("runs/passkey/fam", "runs/texts/fam", "runs/texts/bswa"), ["passkey/fam", "texts/fam", "texts/bswa"]),
         (("a/runs/x/fam", "b/runs/x/fam"), ["a/runs/x/fam", "b/runs/x/fam"]),
-        (("runs/fam", "runs/fam/"), ["runs/fam", "runs/fam/"]),
     ],
 )
 def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
     """A table shows `texts/fam`, not the whole path."""
     assert run.names_of(paths) == names
+
+
+def test_a_model_is_evaluated_once():
+    """Its two columns would have one name, and their difference would be 0."""
+    with pytest.raises(ConfigError, match="runs/fam and runs/../runs/fam/ are the same model directory"):
+        run.names_of(["runs/bswa", "runs/fam", "runs/../runs/fam/"])
 
 
 def test_pass_key_rows_have_the_counts_of_models_with_other_blocks(capsys):
