@@ -1,0 +1,95 @@
+"""Teaches a published model to recall facts from FAM: SmolLM2, from words by name to bAbI in books (docs/smollm2.md).
+
+    python launch/studies/real_model_facts.py DIR                           the same command resumes an interrupted run
+    python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
+
+DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
+before it and changes one thing:
+
+1. listed     multi-query associative recall in words; four names, always in the same order
+2. named      eight names, half of the lists in random order
+3. persons    bAbI's persons and places as words
+4. told       as sentences
+5. asked      asked for in a sentence
+6. anywhere   sentences at any place of their blocks
+7. near       with --babi and --books: qa1 of bAbI in books, up to 4 blocks of text; all persons are asked for
+8. far        up to 16 blocks
+9. answers    with instruction, worked examples and chat template, one person asked for, as the evaluation does
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import verbs
+from real_model_story import Stage, imported, train
+
+from famjax.data import files
+
+MQAR, PERSONS, FACTS = (f"gin/experiments/smollm2_{name}.gin" for name in ("mqar", "persons", "facts"))
+
+
+class _Macro(str):
+    """A reference to a gin macro."""
+
+    def __repr__(self) -> str:
+        return f"%{self}"
+
+
+def _settings(config: str, **settings: Any) -> dict[str, Any]:
+    return {f"{config}.{name}": value for name, value in settings.items()}
+
+
+_TOLD = _settings("MqarConfig", sentences=_Macro("TOLD"))
+_ASKED = _TOLD | _settings("MqarConfig", question=_Macro("ASKED"), answered=True, times=1)
+WORDS = (
+    Stage("listed", "fam_imported", MQAR, {"TRAIN_STEPS": 260}),
+    Stage("named", "listed", MQAR, _settings("MqarConfig", ordered=0.5, pairs=(2, 3, 4), keys=8, values=16)),
+    Stage("persons", "named", PERSONS, {"TRAIN_STEPS": 200}),
+    Stage("told", "persons", PERSONS, {"TRAIN_STEPS": 100, **_TOLD}),
+    Stage("asked", "told", PERSONS, {"TRAIN_STEPS": 50, **_ASKED}),
+    Stage(
+        "anywhere", "asked", PERSONS,
+        {"TRAIN_STEPS": 85, **_ASKED, **_settings("MqarConfig", spread=48, blocks=(4,))},
+    ),
+)  # fmt: skip
+IN_BOOKS = (
+    Stage("near", "anywhere", FACTS, {}),
+    Stage(
+        "far", "near", FACTS,
+        {"TRAIN_STEPS": 400, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2,
+         **_settings("BabiConfig", stages=(2, 4, 8, 16))},
+    ),
+)  # fmt: skip
+
+
+def main() -> int:
+    """Runs the trainings. Returns 0, or the exit code of a command that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="output directory")
+    parser.add_argument("--babi", type=Path, metavar="FOLDER", help="bAbI v1.2, the folder with qa1_*_train.txt")
+    parser.add_argument("--books", metavar="GLOB", help="books to train on, for the trainings with bAbI")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the trainings (default: 1)")
+    args = parser.parse_args()
+    # A mistake shows before hours of training.
+    if (args.babi is None) != (args.books is None):
+        parser.error("--babi and --books need each other")
+    if args.babi and not files.found(str(args.babi / "qa1_*_train.txt")):
+        parser.error(f"--babi: {args.babi} has no qa1_*_train.txt of bAbI v1.2")
+    if args.books and not files.found(args.books):
+        parser.error(f"--books: no file matches {args.books}")
+
+    def body() -> None:
+        at = args.folder
+        if not (at / "fam_imported").exists():
+            imported(at, args.seed)
+        places = {"BABI": str(args.babi), "BOOKS": (args.books,)}
+        books = [stage._replace(macros=stage.macros | places) for stage in IN_BOOKS if args.babi]
+        train(at, args.seed, [*WORDS, *books])
+
+    return verbs.run("real_model_facts", body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
