@@ -15,6 +15,7 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
+from tests import tiny
 from tests.studies import script
 
 
@@ -224,6 +225,43 @@ def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
         subjects = compare_runs.subjects_of(cli.parse(compare, words[1:]), tmp_path)
         memories = [one.job.config.model.memory for one in subjects]
         assert len(memories) > 1 and all(one not in memories[:i] for i, one in enumerate(memories)), name
+
+
+def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monkeypatch, capsys) -> None:
+    """Every training has valid settings and another task than the one before, and those in books need both files."""
+    facts = script("real_model_facts")
+    out, books = tmp_path / "out", tmp_path / "book.txt"
+    (tmp_path / "qa1_single_train.txt").write_text("1 Mary moved to the hall.\n2 Where is Mary? \thall\t1\n")
+    books.write_text("A book.")
+    for name in ("fam_imported", *(stage.name for stage in (*facts.WORDS, *facts.IN_BOOKS))):
+        (out / name).mkdir(parents=True)
+        model = tiny.config(num_layers=30, block_size=32, fam_length=16, memory_segments=0, fam_gate=True)
+        (out / name / "model.json").write_text(model.to_json())
+    said = told(facts, monkeypatch)
+    with_books = ["--babi", str(tmp_path), "--books", str(books), "--seed", "5"]
+    for flags, count in ([], len(facts.WORDS)), (with_books, len(facts.WORDS) + len(facts.IN_BOOKS)):
+        said.clear()
+        monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *flags])
+        assert facts.main() == 0 and [words[0] for words in said] == ["train"] * count
+    before, tasks = "fam_imported", []
+    for words in said:
+        given = cli.parse(importlib.import_module("famjax.cli.train"), words[1:])
+        config, _ = load_train_config(given.gin_files, (), given.gin_bindings)
+        config.validate()
+        assert config.initial_checkpoint == str(out / before) and config.seed == 5
+        before = Path(config.model_dir).name
+        tasks.append((config.mqar, config.babi, config.task, config.sequence_length))
+    assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
+    assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
+    for flags, why in (
+        (["--babi", str(tmp_path)], "--babi and --books need each other"),
+        (["--babi", str(out), "--books", str(books)], "has no qa1_*_train.txt of bAbI v1.2"),
+        (["--babi", str(tmp_path), "--books", str(out / "*.txt")], "--books: no file matches"),
+    ):
+        monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *flags])
+        with pytest.raises(SystemExit):
+            facts.main()
+        assert why in capsys.readouterr().err
 
 
 def test_the_table_of_recall_is_the_mean_and_range_over_seeds() -> None:
