@@ -6,15 +6,18 @@
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
 before it and changes one thing:
 
-1. listed     multi-query associative recall in words; four names, always in the same order
-2. named      eight names, half of the lists in random order
-3. persons    bAbI's persons and places as words
-4. told       as sentences
-5. asked      asked for in a sentence
-6. anywhere   sentences at any place of their blocks
-7. near       with --babi and --books: qa1 of bAbI in books, up to 4 blocks of text; all persons are asked for
-8. far        up to 16 blocks
-9. answers    with instruction, worked examples and chat template, one person asked for, as the evaluation does
+1.  listed     multi-query associative recall in words; four names, always in the same order
+2.  named      eight names, half of the lists in random order
+3.  persons    bAbI's persons and places as words
+4.  told       as sentences
+5.  asked      asked for in a sentence
+6.  anywhere   sentences at any place of their blocks
+7.  near       with --babi and --books: qa1 of bAbI in books, up to 4 blocks of text; all persons are asked for
+8.  far        up to 16 blocks
+9.  kept       sentences again, asked for at all distances up to 7 blocks, some with a new place
+10. rewritten  up to 15 blocks, half of them with a new place
+11. prompted   qa1 with instruction, worked examples and chat template, as the evaluation asks
+12. answers    one person asked for, as there
 """
 
 import argparse
@@ -54,12 +57,34 @@ WORDS = (
         {"TRAIN_STEPS": 85, **_ASKED, **_settings("MqarConfig", spread=48, blocks=(4,))},
     ),
 )  # fmt: skip
+_LASTING = {"LEARNING_RATE": 8e-4, "MEMORY_SEGMENTS": 1, **_ASKED, **_settings("MqarConfig", answered=False, power=1.0)}
 IN_BOOKS = (
     Stage("near", "anywhere", FACTS, {}),
     Stage(
         "far", "near", FACTS,
-        {"TRAIN_STEPS": 400, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2,
+        {"TRAIN_STEPS": 350, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2,
          **_settings("BabiConfig", stages=(2, 4, 8, 16))},
+    ),
+    Stage(
+        "kept", "far", PERSONS,
+        {**_LASTING, "TRAIN_STEPS": 150, "BATCH_SIZE": 8,
+         **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)},
+    ),
+    Stage(
+        "rewritten", "kept", PERSONS,
+        {**_LASTING, "TRAIN_STEPS": 120, "TASK_FEATURE_LENGTHS": {"targets": 512},
+         **_settings("MqarConfig", times=8, spread=96, blocks=(16,), rewritten=0.5)},
+    ),
+    Stage(
+        "prompted", "rewritten", FACTS,
+        {"TRAIN_STEPS": 235, "TASK_FEATURE_LENGTHS": {"targets": 640}, "BATCH_SIZE": 3, "LEARNING_RATE": 8e-4,
+         **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.5, instructed=True, chat=True)},
+    ),
+    Stage(
+        "answers", "prompted", FACTS,
+        {"TRAIN_STEPS": 200, "TASK_FEATURE_LENGTHS": {"targets": 1024}, "BATCH_SIZE": 2,
+         **_settings("BabiConfig", stages=(1, 2, 4, 8, 16), open_at=0.6, instructed=True, chat=True, everyone=False,
+                     form_weight=0.1)},
     ),
 )  # fmt: skip
 
@@ -85,8 +110,10 @@ def main() -> int:
         if not (at / "fam_imported").exists():
             imported(at, args.seed)
         places = {"BABI": str(args.babi), "BOOKS": (args.books,)}
-        books = [stage._replace(macros=stage.macros | places) for stage in IN_BOOKS if args.babi]
-        train(at, args.seed, [*WORDS, *books])
+        books = [
+            stage._replace(macros=stage.macros | places) if stage.experiment == FACTS else stage for stage in IN_BOOKS
+        ]
+        train(at, args.seed, [*WORDS, *books] if args.babi else WORDS)
 
     return verbs.run("real_model_facts", body)
 
