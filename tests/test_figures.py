@@ -158,6 +158,18 @@ def test_recall_by_name_of_the_published_model() -> None:
     assert f"`asked` recalls {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})" in page
 
 
+def test_facts_in_books_of_the_published_model() -> None:
+    """What is recalled from outside of the window, with FAM and without, and in longer texts."""
+    shown, page = results("smollm2_benchmarks"), " ".join(text(ROOT / "docs/smollm2.md").split())
+    away = [shown[f"Facts in unseen books, {what}"]["babi"]["outside"]["long"]
+            for what in ("512 tokens", "512 tokens, without FAM", "1,024 tokens", "4,096 tokens")]  # fmt: skip
+    with_fam, without, in_1k, in_4k = (f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for one in away)
+    assert away[0]["low"] > away[1]["high"]
+    assert f"`long` recalls {with_fam} of the facts that have left the window" in page
+    assert f"with FAM off it is right in {without} of these cases" in page
+    assert f"in 1,024 tokens it recalls {in_1k}, in 4,096 {in_4k}," in page
+
+
 def last(runs: list) -> list[float]:
     """Bits per byte over all positions, for each seed of a run in docs/texts.json."""
     return [one[-1]["bits_per_byte"] for one in runs]

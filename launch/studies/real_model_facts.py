@@ -4,7 +4,7 @@
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
-before it and changes one thing:
+before it and changes little:
 
 1.  listed     multi-query associative recall in words; four names, always in the same order
 2.  named      eight names, half of the lists in random order
@@ -17,7 +17,8 @@ before it and changes one thing:
 9.  kept       sentences again, asked for at all distances up to 7 blocks, some with a new place
 10. rewritten  up to 15 blocks, half of them with a new place
 11. prompted   qa1 with instruction, worked examples and chat template, as the evaluation asks
-12. answers    one person asked for, as there
+12. answers    one person asked for, as there, up to 16 blocks
+13. long       up to 32 blocks
 """
 
 import argparse
@@ -58,6 +59,7 @@ WORDS = (
     ),
 )  # fmt: skip
 _LASTING = {"LEARNING_RATE": 8e-4, "MEMORY_SEGMENTS": 1, **_ASKED, **_settings("MqarConfig", answered=False, power=1.0)}
+_ANSWERS = _settings("BabiConfig", instructed=True, chat=True, everyone=False, form_weight=0.1)
 IN_BOOKS = (
     Stage("near", "anywhere", FACTS, {}),
     Stage(
@@ -72,7 +74,7 @@ IN_BOOKS = (
     ),
     Stage(
         "rewritten", "kept", PERSONS,
-        {**_LASTING, "TRAIN_STEPS": 120, "TASK_FEATURE_LENGTHS": {"targets": 512},
+        {**_LASTING, "TRAIN_STEPS": 125, "TASK_FEATURE_LENGTHS": {"targets": 512},
          **_settings("MqarConfig", times=8, spread=96, blocks=(16,), rewritten=0.5)},
     ),
     Stage(
@@ -82,9 +84,13 @@ IN_BOOKS = (
     ),
     Stage(
         "answers", "prompted", FACTS,
-        {"TRAIN_STEPS": 200, "TASK_FEATURE_LENGTHS": {"targets": 1024}, "BATCH_SIZE": 2,
-         **_settings("BabiConfig", stages=(1, 2, 4, 8, 16), open_at=0.6, instructed=True, chat=True, everyone=False,
-                     form_weight=0.1)},
+        {"TRAIN_STEPS": 115, "TASK_FEATURE_LENGTHS": {"targets": 1024}, "BATCH_SIZE": 2,
+         **_ANSWERS, **_settings("BabiConfig", stages=(1, 2, 4, 8, 16), open_at=0.6)},
+    ),
+    Stage(
+        "long", "answers", FACTS,
+        {"TRAIN_STEPS": 70, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1,
+         **_ANSWERS, **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.5)},
     ),
 )  # fmt: skip
 
