@@ -158,7 +158,7 @@ def test_recall_by_name_of_the_published_model() -> None:
     assert f"`asked` recalls {told['value']:.2f} ({told['low']:.2f} to {told['high']:.2f})" in page
 
 
-def test_facts_in_books_of_the_published_model() -> None:
+def test_facts_in_books_of_the_published_model(readme: str) -> None:
     """What is recalled from outside of the window, with FAM and without, and in longer texts."""
     shown, page = results("smollm2_benchmarks"), " ".join(text(ROOT / "docs/smollm2.md").split())
     away = [shown[f"Facts in unseen books, {what}"]["babi"]["outside"]["long"]
@@ -168,6 +168,8 @@ def test_facts_in_books_of_the_published_model() -> None:
     assert f"`long` recalls {with_fam} of the facts that have left the window" in page
     assert f"with FAM off it is right in {without} of these cases" in page
     assert f"in 1,024 tokens it recalls {in_1k}, in 4,096 {in_4k}," in page
+    near, far = (f"{away[at]['value']:.0%}" for at in (0, 3))
+    assert f"recalls {near} beyond a window of 64 tokens in 512 tokens, and {far} in 4,096" in " ".join(readme.split())
 
 
 def last(runs: list) -> list[float]:
