@@ -31,7 +31,7 @@ class BabiConfig(CurriculumConfig):
       everyone: whether an answer continues with the places of all other persons, sorted by name: more answers to learn
         from for the same tokens. For `qa1` alone.
       form_weight: loss weight of the answers' tokens that are not of the words asked for (the places), and of their
-        ends, 0 to 1. Below 1 the gradient is mostly about what was told, and exact match counts these words alone.
+        ends, 0 to 1. Below 1 the gradient is mostly about the facts, and exact match counts these words alone.
       stages: see `CurriculumConfig`; the filler of a turn is the text of the books, without facts and prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """

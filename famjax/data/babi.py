@@ -135,7 +135,7 @@ class Question(NamedTuple):
       supports: indices in `facts` of the supporting facts.
       source: the file's task, such as `qa1`.
       place: file and line, for messages.
-      others: persons and places that the answer tells as well, in the form of `qa1`.
+      others: further persons and their places in the answer, in the form of `qa1`.
     """
 
     facts: tuple[str, ...]
@@ -260,14 +260,10 @@ class Asking:
         text = answer_text(question)
         return self.pieces.raw(text) if self.chat else self.pieces.next(text)
 
-    def words(self, question: Question) -> np.ndarray:
-        """Returns which tokens of `answer` have characters of the words asked for, bool [a]."""
+    def words(self, question: Question, answer: np.ndarray) -> np.ndarray:
+        """Returns the indices of the tokens of its `answer` that contain characters of the words asked for, int [n]."""
         text, words = answer_of(question)
-        ends = self.pieces.ends(self.answer(question))
-        # `next` may have begun with a space.
-        ends = ends - (ends[-1] - len(text))
-        begins = np.concatenate([[0], ends[:-1]])
-        return np.any([(begins < last) & (ends > first) for first, last in words], axis=0)
+        return self.pieces.with_characters(answer, words, len(text))
 
 
 # --- bAbI's files ---------------------------------------------------------------------------------

@@ -246,12 +246,12 @@ class BabiTask:
         marked, count = [], 0
         for (before, asked), filler in zip(_pairs(drawn.turns), drawn.fillers, strict=True):
             prompt = self.asking.hide(asked, self.filler, rng, filler + self.asking.room(asked, before), before)
-            answer = np.concatenate([self.asking.answer(asked), self.end]).astype(np.int32)
+            said = self.asking.answer(asked)
+            answer = np.concatenate([said, self.end]).astype(np.int32)
             count += len(prompt.context) + len(prompt.tail) + len(answer)
             parts += [prompt.context, prompt.tail, answer]
             weights = np.full(len(answer), self.config.form_weight)
-            words = self.asking.words(asked)
-            weights[: len(words)][words] = 1.0
+            weights[self.asking.words(asked, said)] = 1.0
             marked.append(Marked(np.arange(count - len(answer), count), weights, self._answer_slots))
         return Placed(np.concatenate(parts), True, tuple(marked))
 

@@ -206,24 +206,32 @@ def _token(text: Vocabulary, word: str) -> int:
 def _sentence(text: Vocabulary, sentence: str, keys: Sequence[int], values: Sequence[int]) -> Sentence:
     """Returns the tokens of a sentence. Raises `ConfigError` if a key or a value in it is not one token, or if another
     token depends on it."""
-    known: Sentence | None = None
-    for key, value in [(keys[0], values[0]), *((key, values[0]) for key in keys), *((keys[0], one) for one in values)]:
-        said = sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
-        tokens = np.array(_after_a_word(text, said), np.int32)
-        if not (tokens == key).sum() == (tokens == value).sum() == 1:
+    first = _sentence_of(text, sentence, keys[0], values[0])
+    for key, value in (*((key, values[0]) for key in keys[1:]), *((keys[0], value) for value in values[1:])):
+        expected = first.tokens.copy()
+        expected[[first.key, first.value]] = key, value
+        if not np.array_equal(_sentence_of(text, sentence, key, value).tokens, expected):
             raise ConfigError(
-                f"MqarConfig.sentences and question: in {said!r}, the key and its value are not one token each"
+                f"MqarConfig.sentences and question: in {_said(text, sentence, key, value)!r}, tokens besides the key "
+                f"and its value differ from those of other keys and values; use another sentence"
             )
-        at = Sentence(tokens, int((tokens == key).argmax()), int((tokens == value).argmax()))
-        known = known or at
-        rest = np.delete(np.arange(len(tokens)), [known.key, known.value])
-        if known[1:] != at[1:] or len(tokens) != len(known.tokens) or (tokens != known.tokens)[rest].any():
-            raise ConfigError(
-                f"MqarConfig.sentences and question: in {said!r}, tokens besides the key and its value differ from "
-                f"those of other keys and values; use another sentence"
-            )
-    assert known is not None
-    return known
+    return first
+
+
+def _sentence_of(text: Vocabulary, sentence: str, key: int, value: int) -> Sentence:
+    """Returns the tokens of a sentence with this key and value. Raises `ConfigError` if they are not a token each."""
+    said = _said(text, sentence, key, value)
+    tokens = _after_a_word(text, said)
+    if tokens.count(key) != 1 or tokens.count(value) != 1:
+        raise ConfigError(
+            f"MqarConfig.sentences and question: in {said!r}, the key and its value are not one token each"
+        )
+    return Sentence(np.array(tokens, np.int32), tokens.index(key), tokens.index(value))
+
+
+def _said(text: Vocabulary, sentence: str, key: int, value: int) -> str:
+    """Returns a sentence with the words of a key and a value."""
+    return sentence.replace("{key}", text.decode([key]).strip()).replace("{value}", text.decode([value]).strip())
 
 
 def words_of(text: Vocabulary, most: int) -> list[int]:

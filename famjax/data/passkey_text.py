@@ -5,14 +5,13 @@ question after a sentence. Bytes are split exactly at the boundaries; with a tok
 a space at a boundary belongs to the part after it.
 """
 
-import bisect
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.data.vocabulary import ByteVocabulary, Vocabulary
+from famjax.data.vocabulary import ByteVocabulary, Vocabulary, inside, with_characters
 
 INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -134,35 +133,22 @@ class Writer:
             head = INTRODUCTION + TELLING.format(key="0")
             # Two more repetitions than needed, since the end of a text may be tokenized differently from its middle.
             whole = encode(head + FILLER * (tokens // sentence + 2))
-            self._filler = whole[self._inside(whole, len(head)) :]
+            self._filler = whole[inside(self.vocabulary, whole, len(head)) :]
         return self._filler[:tokens]
-
-    # --- indices of characters among the tokens --------------------------------------------------------
 
     def _frame_of(self, key: str) -> _Frame:
         head = INTRODUCTION + TELLING.format(key=key)
         telling = self.vocabulary.encode(head + FILLER)
-        telling = telling[: self._inside(telling, len(head))]
-        mention = self._with_characters(telling, head.rindex(key), len(key))
-        introduction = self._inside(telling, len(INTRODUCTION))
+        telling = telling[: inside(self.vocabulary, telling, len(head))]
+        mention = with_characters(self.vocabulary, telling, head.rindex(key), len(key))
+        introduction = inside(self.vocabulary, telling, len(INTRODUCTION))
         tail = _SENTENCE_BEFORE + QUESTION + key
         question = self.vocabulary.encode(tail)
-        cut = self._with_characters(question, 0, len(_SENTENCE_BEFORE))[-1] + 1
+        cut = with_characters(self.vocabulary, question, 0, len(_SENTENCE_BEFORE))[-1] + 1
         return _Frame(
             telling[:introduction], telling[introduction:], mention - introduction,
-            question[cut:], self._with_characters(question, len(tail) - len(key), len(key)) - cut,
+            question[cut:], with_characters(self.vocabulary, question, len(tail) - len(key), len(key)) - cut,
         )  # fmt: skip
-
-    def _inside(self, tokens: np.ndarray, characters: int) -> int:
-        """Returns the number of leading tokens that lie completely within the first `characters` characters."""
-        length_of = lambda count: len(self.vocabulary.decode(tokens[:count]))
-        return bisect.bisect_right(range(1, len(tokens) + 1), characters, key=length_of)
-
-    def _with_characters(self, tokens: np.ndarray, first: int, count: int) -> np.ndarray:
-        """Returns the indices of the tokens that contain any of the `count` characters from `first` on, int [n]."""
-        begin, end = self._inside(tokens, first), self._inside(tokens, first + count)
-        cut_through = len(self.vocabulary.decode(tokens[:end])) < first + count
-        return np.arange(begin, end + cut_through)
 
 
 def random_key(rng: np.random.Generator, digits: int) -> str:

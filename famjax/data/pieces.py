@@ -9,7 +9,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.data import books, files, kinds
 from famjax.data.passkey_text import FILLER
-from famjax.data.vocabulary import Vocabulary
+from famjax.data.vocabulary import Vocabulary, with_characters
 
 NOTHING = np.zeros(0, np.int32)
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -76,9 +76,14 @@ class Pieces:
         """Tokenizes a text as it is, without `bos`, space or template."""
         return self._vocabulary.encode(text)
 
-    def ends(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the characters up to the end of each token, int [n], of tokens ids [n] that are a text."""
-        return np.array([len(self._vocabulary.decode(ids[:n])) for n in range(1, len(ids) + 1)])
+    def with_characters(self, ids: np.ndarray, ranges: Iterable[tuple[int, int]], length: int) -> np.ndarray:
+        """Returns the indices of the tokens, of ids [n], with any character in `ranges` [begin, end) of a text.
+
+        The text has `length` characters; characters before it, such as the space of `next`, are not counted.
+        """
+        before = len(self._vocabulary.decode(ids)) - length
+        found = [with_characters(self._vocabulary, ids, before + begin, end - begin) for begin, end in ranges]
+        return np.unique(np.concatenate(found))
 
 
 class Filler:

@@ -1,6 +1,7 @@
 """Vocabularies, which convert text to token ids and back: bytes, SentencePiece, Hugging Face `tokenizer.json`.
 Those of synthetic tasks are in `symbols.py`."""
 
+import bisect
 import codecs
 import json
 import re
@@ -333,3 +334,19 @@ def added_before(vocabulary: Vocabulary) -> int | None:
     if len(begins) > 1:
         raise ConfigError(f"the tokenizer adds {len(begins)} tokens before a text; famjax supports at most one")
     return next(iter(begins), None)
+
+
+# --- indices of characters among the tokens of a text ---------------------------------------------
+
+
+def inside(vocabulary: Vocabulary, tokens: np.ndarray, characters: int) -> int:
+    """Returns the number of leading tokens that lie completely within the first `characters` characters."""
+    length_of = lambda count: len(vocabulary.decode(tokens[:count]))
+    return bisect.bisect_right(range(1, len(tokens) + 1), characters, key=length_of)
+
+
+def with_characters(vocabulary: Vocabulary, tokens: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Returns the indices of the tokens that contain any of the `count` characters from `first` on, int [n]."""
+    begin, end = inside(vocabulary, tokens, first), inside(vocabulary, tokens, first + count)
+    cut_through = len(vocabulary.decode(tokens[:end])) < first + count
+    return np.arange(begin, end + cut_through)

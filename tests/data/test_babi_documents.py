@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from famjax.cli import train
-from famjax.config import DataConfig, EvalConfig
+from famjax.config import EvalConfig
 from famjax.data import babi
 from famjax.data.babi_task import notes
 from famjax.evals.metrics import babilong_match
@@ -18,8 +18,6 @@ from famjax.evals.tasks.babi import babilong_labels
 from famjax.infer.codec import Codec
 from tests.data import babi_files
 from tests.data.babi_files import BLOCK, BOOK, STORIES, config_of, data_of, documents, task_of
-from tests.infer.test_chat import CHATML
-from tests.pretrained import tokenizers_of_ours
 
 
 @pytest.fixture
@@ -91,11 +89,10 @@ def test_prompts_are_those_of_the_evaluation(folder, kind):
 
 def test_an_evaluation_in_training_has_the_prompts_of_the_training(folder, monkeypatch):
     """With the chat template and the ends of answers that `famjax eval` finds in the model directory."""
-    place = tokenizers_of_ours.write(folder / "tokenizer", "byte-level")
-    (place / "chat_template.jinja").write_text(CHATML)
+    data, place = data_of(folder, "chat"), folder / "tokenizer"
     (place / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
     evaluation = EvalConfig(task="babi", data=(f"{folder}/qa[12]_*_test.txt",), lengths=(1600,), examples=4)
-    config = config_of(folder, data=DataConfig(vocabulary=str(place)))
+    config = config_of(folder, data=data)
     config = dataclasses.replace(config, eval_period=1, evaluation=evaluation)
     make, made = catalog.make, []
     monkeypatch.setattr(catalog, "make", lambda *args: made.append((make(*args), args[2])) or made[-1][0])
@@ -144,10 +141,11 @@ def test_the_form_of_an_answer_weighs_less_than_its_words(folder, kind):
     task = task_of(folder, stories=("qa1",), stages=(1,), everyone=True, form_weight=0.125, text_tokens=0, data=data)
     others = 0
     for one in task.questions["qa1"]:
-        ids, words = task.asking.answer(one).tolist(), task.asking.words(one).tolist()
+        ids = task.asking.answer(one)
+        words = np.isin(np.arange(len(ids)), task.asking.words(one, ids)).tolist()
         parts = [
             (is_word, task.vocabulary.decode([token for _, token in some]))
-            for is_word, some in itertools.groupby(zip(words, ids, strict=True), key=lambda pair: pair[0])
+            for is_word, some in itertools.groupby(zip(words, ids.tolist(), strict=True), key=lambda pair: pair[0])
         ]
         assert [text.strip(" .") for is_word, text in parts if is_word] == [one.answer, *(at for _, at in one.others)]
         others += len(one.others)

@@ -111,6 +111,7 @@ MISTAKES = [
     ({"books": ()}, "the task 'babi' has no books; set --gin.BabiConfig.books"),
     ({"stories": ("qa21",)}, "'qa21' is not one of qa1 to qa20"),
     ({"stories": ("qa1", "qa1")}, "must be distinct names"),
+    ({"form_weight": 1.5}, "form_weight is 1.5; it must be between 0 and 1"),
     ({"stories": ("qa1", "qa2"), "everyone": True}, "BabiConfig.everyone needs stories ('qa1',), not ('qa1', 'qa2')"),
     ({"stories": ("qa7",)}, "no file matches .*/qa7_*_train.txt"),
     ({"stages": (4, 1)}, "stages (4, 1) must be blocks of filler in ascending order"),
