@@ -273,7 +273,7 @@ def test_model_json_round_trip() -> None:
         fam_update_noise=0.2, fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5,
         memory_key_dim=7, retrieval_blocks=9, retrieval_top_k=3,
         fam_update="gated", segments_hold="outputs",
-        fam_diversity_loss=0.3, fam_reconstruction_loss=0.4,
+        fam_diversity_loss=0.3, fam_reconstruction_loss=0.4, fam_gradient_blocks=4,
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query"), first_layer=1),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):

@@ -75,6 +75,9 @@ def over_blocks(
         (before, kept), x = _placed(how.whole, carry), how.whole(x)
         if at.starts is not None:
             before = select_rows(at.starts, first, before)
+        if config.fam_gradient_blocks:
+            cut = (at.blocks_before > 0) & (at.blocks_before % config.fam_gradient_blocks == 0)
+            before = before._replace(fam=select_rows(cut, jax.lax.stop_gradient(before.fam), before.fam))
         layer = settings.with_arrays(of_layer, at.key)
         y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
         y = auxiliary.with_losses(layer, y, x, (before, new), at, how.auxiliary_scale, prompt)

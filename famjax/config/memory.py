@@ -16,11 +16,11 @@ _OF_KINDS = {
 _OF_FAM = (
     "fam_position", "fam_init", "previous_fams", "fam_layers", "random_state_passing", "random_state_passing_from",
     "fam_update", "zero_first_residual", "fam_max_rms", "fam_noise", "fam_update_noise", "fam_gate",
-    "fam_diversity_loss", "fam_reconstruction_loss",
+    "fam_diversity_loss", "fam_reconstruction_loss", "fam_gradient_blocks",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "memory_segments", "fam_length", "token_window", "fam_max_rms", "fam_noise", "fam_update_noise",
-    "fam_diversity_loss", "fam_reconstruction_loss",
+    "fam_diversity_loss", "fam_reconstruction_loss", "fam_gradient_blocks",
 )  # fmt: skip
 # Settings that a loaded model can take other values of.
 OVERRIDES = ("block_size", "memory_segments", "fam_length")
@@ -92,6 +92,8 @@ class MemoryConfig:
         (`attention/auxiliary.py`; the paper found no gain). The logged loss does not contain it.
       fam_reconstruction_loss: likewise. It falls as what a block's queries read from the new FAM gets closer to what
         they read from the block.
+      fam_gradient_blocks: N, 0 (off) by default: in training, FAM has no gradient at every Nth block of a document, so
+        a gradient passes through at most N updates (truncated backpropagation through time) though the memory lasts.
     """
 
     block_size: int = 1024
@@ -123,6 +125,7 @@ class MemoryConfig:
     fam_gate: bool = False
     fam_diversity_loss: float = 0.0
     fam_reconstruction_loss: float = 0.0
+    fam_gradient_blocks: int = 0
 
     @property
     def has_gate(self) -> bool:

@@ -52,7 +52,7 @@ _LATER = (
 # Memory settings that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
-    "fam_update_noise", "fam_diversity_loss", "fam_reconstruction_loss",
+    "fam_update_noise", "fam_diversity_loss", "fam_reconstruction_loss", "fam_gradient_blocks",
 )  # fmt: skip
 # Model settings that the fingerprint leaves out: `memory` is compared separately, the others do not change outputs.
 _HOW = ("memory", "embedding_std", "scan_layers", "unroll_blocks", "remat", "attention_kernel")

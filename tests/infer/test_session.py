@@ -125,6 +125,7 @@ def test_how_a_model_is_computed_does_not_matter(tmp_path: Path) -> None:
     trained = {
         "stop_gradient": True, "random_position_offset": 0.25, "random_state_passing": 0.1,
         "random_state_passing_from": 5, "fam_noise": 0.1, "fam_diversity_loss": 0.1, "fam_reconstruction_loss": 0.1,
+        "fam_gradient_blocks": 3,
     }  # fmt: skip
     other = tiny.config(**how, **trained)
     session.restore(session.read_file(path), model_of(other))

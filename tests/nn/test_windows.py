@@ -139,3 +139,27 @@ def test_stop_gradient_leaves_fam_alone() -> None:
 
     grad = np.asarray(jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(params["embedding"]))
     assert (np.abs(grad[:12]).max(axis=-1) > 1e-5).all()
+
+
+def test_the_gradient_through_fam_is_cut_at_every_nth_block() -> None:
+    """`fam_gradient_blocks` 2: a loss on block 3 has a gradient with respect to blocks 2 and 3, as without the setting,
+    and none with respect to blocks 0 and 1; one on block 1 has that of block 0. Outputs are the same, and so are all
+    gradients if no document is that long."""
+    tokens = np.arange(16, dtype=np.int32)[None]
+    free, cut, longer = (tiny.config(memory_segments=0, fam_gradient_blocks=blocks) for blocks in (0, 2, 4))
+    params = tiny.parameters(free)
+
+    def input_gradient(config: Any, block: int) -> np.ndarray:
+        def loss(embedding: Any) -> Any:
+            hidden = tiny.whole_untraced(config, params | {"embedding": embedding}, tokens)[0]
+            return (hidden[:, 4 * block : 4 * block + 4] ** 2).sum()
+
+        return np.asarray(jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(params["embedding"]))[:16]
+
+    of_last, cut_last = input_gradient(free, 3), input_gradient(cut, 3)
+    assert (np.abs(of_last).max(axis=-1) > 1e-6).all()
+    assert (cut_last[:8] == 0).all()
+    np.testing.assert_allclose(cut_last[8:], of_last[8:], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(input_gradient(cut, 1), input_gradient(free, 1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(input_gradient(longer, 3), of_last, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(tiny.whole(free, params, tokens)[0], tiny.whole(cut, params, tokens)[0])

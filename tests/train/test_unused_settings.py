@@ -40,7 +40,7 @@ OTHER: dict[str, Any] = {
     "fam_layers": "+-", "token_window": 3, "stop_gradient": True, "random_position_offset": 0.25,
     "random_state_passing": 0.4, "random_state_passing_from": 7, "fam_update": "static", "segments_hold": "outputs",
     "zero_first_residual": False, "fam_max_rms": 2.0, "fam_noise": 0.5, "fam_update_noise": 0.5, "fam_gate": True,
-    "fam_diversity_loss": 0.5, "fam_reconstruction_loss": 0.5,
+    "fam_diversity_loss": 0.5, "fam_reconstruction_loss": 0.5, "fam_gradient_blocks": 3,
 }  # fmt: skip
 # What a memory is, rather than a setting of one.
 IDENTITY = {"block_size", "memory_segments", "fam_length", "kind"}
