@@ -106,7 +106,8 @@ def write_llama(size: str, folder: Path) -> None:
 def over_lengths(
     model: ModelConfig, lengths: tuple[int, ...], full_to: int, repeats: int, tell: Tell
 ) -> list[dict[str, Any]]:
-    """Measures FAM, BSWA and full attention with a KV cache, with random weights, alternating at each length.
+    """Measures FAM (if the model has it), BSWA and full attention with a KV cache, with random weights, alternating at
+    each length.
 
     Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to` tokens.
 
@@ -115,13 +116,15 @@ def over_lengths(
       (prefill) and `write` (decoding) tokens per second and seconds.
     """
     S = model.memory.block_size
-    fam, bswa = (Ours(unstacked(create(model.with_memory(fam_length=F)))) for F in (model.memory.fam_length, 0))
+    ours = lambda **memory: Ours(unstacked(create(model.with_memory(**memory))))
+    windowed: dict[str, Runner] = {"FAM": ours()} if model.memory.fam_length else {}
+    windowed["BSWA"] = ours(fam_length=0)
     results: list[dict[str, Any]] = []
     for length in lengths:
-        runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
+        runners = dict(windowed)
         if length <= full_to:
             blocks = -(-(length + NEW) // S)
-            runners["full"] = Ours(unstacked(create(model.with_memory(fam_length=0, memory_segments=blocks - 1))))
+            runners["full"] = ours(fam_length=0, memory_segments=blocks - 1, token_window=0)
         results += _at_length(runners, length, repeats, tell)
     return results
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from famjax.bench import peers
+from famjax.bench import inference, peers
 from famjax.bench.load_test import Target, over_clients
 from famjax.bench.questions import questions
 from famjax.bench.sizes import SIZES, check_lengths, variants
@@ -98,6 +98,25 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     for row in rows:
         assert row["read_tokens_per_second"] == pytest.approx(row["length"] / row["read_seconds"]["median"])
     assert "decode tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("memory", "names"),
+    [({"fam_length": 0}, ["BSWA", "full"]), ({"token_window": 3}, ["FAM", "BSWA", "full"])],
+)
+def test_rows_of_inference_are_what_their_names_say(memory, names, monkeypatch) -> None:
+    """A model without FAM has no row of FAM, and full attention keeps the whole text if the model has a window."""
+    held = {}
+
+    def measured(runners, length, *more):
+        held.update({name: runner.held_mib() for name, runner in runners.items()})
+        return [{"name": name} for name in runners]
+
+    monkeypatch.setattr(inference, "_at_length", measured)
+    rows = inference.over_lengths(tiny.config(**memory), (16,), 16, 1, lambda *words: None)
+    assert [row["name"] for row in rows] == names
+    whole = (16 + inference.NEW) * 2 * 2 * 2 * 4 * 4  # keys and values of 2 layers with 2 heads of 4 float32
+    assert held["full"] * 2**20 >= whole
 
 
 @pytest.mark.parametrize(
