@@ -253,6 +253,8 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
         raise ConfigError("--gin.NAME=VALUE needs a --gin_file that defines the name, e.g. gin/models/fam_tiny.gin")
     model = model.with_memory(**memory_overrides(args))
     model.validate()
+    if model.memory.kind != "fam":  # its row would be named BSWA, since it has no FAM
+        raise ConfigError(f"the model's memory is of kind {model.memory.kind!r}; only FAM and BSWA are measured")
     return model
 
 

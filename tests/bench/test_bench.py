@@ -139,6 +139,7 @@ def test_rows_of_inference_are_what_their_names_say(memory, names, monkeypatch) 
         (["--peers", "--lengths", "2048,4096"], "peers are compared at one"),
         (["--output", __file__], "is a file; name a directory"),
         (["--gin_search_paths", "a"], "needs a --gin_file"),
+        (["--gin_file", "gin/models/fam_tiny.gin", "--gin_file", "gin/memories/infini.gin"], "of kind 'infini'"),
         (["serve", "--model", "x", "--llama", "tiny"], "--llama has no effect with --model"),
         (["infer", "--peers", "--model", "x", "--llama", "tiny"], "--llama has no effect with --model"),
         (["infer", "--peers", "--model", "no/such"], "no/such"),
