@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):  # fmt: skip
         default = getattr(ServeConfig, flag.replace("-", "_"))
         much.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.set_defaults(max_tokens=None)  # gin can set it; see `settle`
     add_infer_arguments(parser)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from famjax.cli import flags, generate, main
+from famjax.cli import flags, generate, main, serve
 from famjax.storage.checkpoint import save_model
 from tests import tiny
 
@@ -24,6 +24,18 @@ def test_flags_win_over_gin_and_gin_over_defaults() -> None:
     both = settled("--model", "m", "--batch-size", "2", "--gin.BATCH_SIZE=3", "--gin.MODEL_DIR='other'")
     assert (both.batch_size, both.model) == (2, "m")
     assert settled("--gin.MODEL_DIR='other'").model == "other"
+
+
+def test_gin_settings_of_a_server() -> None:
+    """The limit of an answer comes from gin, too, unless the flag is given."""
+
+    def limit(*words: str) -> int:
+        args = main.parse(serve, ["--model", "m", *words])
+        flags.settle(args)
+        return serve.settings_of(args).max_tokens
+
+    of_gin = "--gin.InferConfig.max_tokens=20"
+    assert (limit(), limit(of_gin), limit(of_gin, "--max-tokens", "30")) == (256, 20, 30)
 
 
 def test_gin_files_are_read_as_everywhere(tmp_path: Path) -> None:
