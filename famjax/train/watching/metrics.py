@@ -44,8 +44,9 @@ def _step(line: str) -> float:
 class TensorBoard:
     """Writes the same metrics as scalars to `tensorboard/`; a list becomes one scalar per layer.
 
-    A resumed run writes a new file, which makes TensorBoard hide the steps after `first_step` in older files. Events
-    cannot be removed from a file, so other readers may see those steps twice.
+    Every run writes a new file, which makes TensorBoard hide the steps after `first_step` in older files, also in those
+    of a run that ended before its first checkpoint. Events cannot be removed from a file, so other readers may see
+    those steps twice.
     """
 
     def __init__(self, model_dir: str | Path, first_step: int):
@@ -54,9 +55,7 @@ class TensorBoard:
 
         folder = Path(model_dir) / TENSORBOARD
         # tensorboardX names files by the second: a run that continues within it would overwrite the first one's.
-        self._writer = SummaryWriter(
-            str(folder), purge_step=first_step + 1 if first_step else None, filename_suffix=f".{time.time_ns()}"
-        )
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1, filename_suffix=f".{time.time_ns()}")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes the numbers among these values to disk."""

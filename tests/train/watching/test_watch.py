@@ -230,6 +230,17 @@ def test_runs_of_one_second_write_files_of_their_own(tmp_path, monkeypatch):
     assert [scalars(found, "loss") for found in events(tmp_path)] == [{1: 0.0}, {4: 3.0}]
 
 
+def test_a_run_from_the_beginning_hides_one_that_saved_nothing(tmp_path):
+    """Killed before its first checkpoint, a training restarts at step 0: older files are hidden from step 1 on."""
+    for _ in range(2):
+        log = TensorBoard(tmp_path, 0)
+        log.write(1, {"loss": 1.0})
+        log.close()
+    _, second = events(tmp_path)
+    (purge,) = [event for event in second if event.HasField("session_log")]
+    assert purge.step == 1 and purge.session_log.status == 1
+
+
 def test_a_run_that_goes_on_repeats_no_step(plain, tmp_path, monkeypatch):
     """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of an uninterrupted
     run, means of two steps, although the line of step 4 averages over both runs; and TensorBoard hides what came after
