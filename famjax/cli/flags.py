@@ -172,15 +172,17 @@ def check_folder(flag: str, path: str | Path) -> None:
     _check_writable(flag, path, next(there))
 
 
-def check_file(flag: str, path: str | Path) -> None:
-    """Raises `ConfigError` if a file that is to be written is a directory or a device, or its directory is missing or
-    may not be written."""
+def check_file(flag: str, path: str | Path, source: str | Path | None = None) -> None:
+    """Raises `ConfigError` if a file that is to be written is a directory, a device or the file `source`, which is
+    read, or its directory is missing or may not be written."""
     folder = Path(path).resolve().parent  # a link stays, and its file is written
     if Path(path).is_dir() or not folder.is_dir():
         raise ConfigError(f"{flag} {path}: {'is a directory' if Path(path).is_dir() else 'its directory is missing'}")
     # A file would take the place of a device or a pipe, such as /dev/null, or of a link there, such as /dev/stdout.
     if Path(path).exists() and not Path(path).is_file() or Path(path).absolute().parent == Path("/dev"):
         raise ConfigError(f"{flag} {path} is not a regular file; name a file")
+    if source and Path(path).exists() and Path(source).exists() and Path(path).samefile(source):
+        raise ConfigError(f"{flag} {path} is the file that is read, and would replace it; name another")
     _check_writable(flag, path, folder)
 
 

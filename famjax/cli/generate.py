@@ -121,7 +121,7 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
         raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
     for name in ("output", "state_out"):
         if value := getattr(args, name):
-            check_file(flag_of(name), value)
+            check_file(flag_of(name), value, args.input or args.prompt_file)
     if args.state_out and (args.input or args.samples > 1):
         raise ConfigError("--state-out saves the session of one text; leave out --input and --samples")
     sampling = sampling_of(args, args.samples)

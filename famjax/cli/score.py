@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     at_least("--batch-size", args.batch_size, 1)
     vocab_size = read_config(args.model).vocab_size
     documents = read_documents(args.input, vocab_size, args.model)
-    check_file("--output", args.output)
+    check_file("--output", args.output, args.input)
 
     from famjax.infer.load import load
     from famjax.infer.scoring import score_in_batches

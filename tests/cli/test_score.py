@@ -123,6 +123,22 @@ def test_bad_flags(flags: tuple, message: str, model_dir: Path, tmp_path: Path, 
     assert message in mistake(capsys, model_dir, tmp_path / "good.jsonl", tmp_path / "out.jsonl", *flags)
 
 
+def test_the_input_is_not_replaced(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The documents stay, also if another name of their file is given for the output; so do prompts of `generate`."""
+    source, link = tmp_path / "documents.jsonl", tmp_path / "link.jsonl"
+    source.write_text('{"tokens": [1, 2]}\n')
+    link.symlink_to(source)
+    for words in (
+        ["score", "--input", str(source), "--output", str(link)],
+        ["generate", "--input", str(source), "--output", str(source)],
+        ["generate", "--prompt-file", str(source), "--state-out", str(source)],
+    ):
+        assert main([*words, "--model", str(model_dir)]) == 2
+        error = capsys.readouterr().err
+        assert "is the file that is read" in error and error.count("\n") == 1
+    assert source.read_text() == '{"tokens": [1, 2]}\n'
+
+
 def test_text_needs_a_vocabulary_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = tiny.config(vocab_size=17)
     checkpoint.save_model(tmp_path / "model", config, tiny.parameters(config))
