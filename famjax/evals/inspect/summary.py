@@ -40,7 +40,13 @@ def _verdict(to_fam: float, at_answer: float | None, change: float, move: float,
             f"The memory is read but hardly written: an update changes {change:.1%} of FAM, yet {what} loses "
             f"{move:.3f} nats per token. It works as a prompt more than as a memory."
         )
-    nothing = f"{what} loses {abs(max(move, 0)):.4f} nats per token, less than {LITTLE_MOVE}"
+    if move <= -LITTLE_MOVE and written:
+        return (
+            f"The memory is written and read, but its content does not help here: {what} gains {-move:.3f} nats per "
+            f"token."
+        )
+    lost = f"loses {abs(max(move, 0)):.4f} nats per token, less than {LITTLE_MOVE}"
+    nothing = f"{what} {lost if move > -LITTLE_MOVE else f'gains {-move:.3f} nats per token'}"
     if not written:
         return (
             f"The memory is not written: an update changes {change:.2%} of FAM, below {LITTLE_CHANGE:.0%}; {nothing}."

@@ -190,12 +190,14 @@ def found_with(to_fam: float, change: float, lost: float) -> dict:
         (0.2, 0.3, 1.5, "written and read: with another document's FAM the text after loses 1.500 nats"),
         (0.003, 0.3, 0.0, "written but not read: input queries give FAM 0.30% of their attention"),
         (0.2, 0.3, 0.0, "written and attended to, but its content does not matter"),
+        (0.2, 0.3, -0.5, "does not help here: with another document's FAM the text after gains 0.500 nats"),
         (0.2, 0.001, 0.0, "not written: an update changes 0.10% of FAM"),
+        (0.2, 0.001, -0.5, "with another document's FAM the text after gains 0.500 nats per token."),
         (0.2, 0.001, 1.5, "read but hardly written"),
     ],
 )
 def test_the_verdict(to_fam: float, change: float, lost: float, said: str) -> None:
-    """Each of the five possible verdicts."""
+    """Each possible verdict; a FAM that another one surpasses is not said to have no effect."""
     assert said in sentences(found_with(to_fam, change, lost))[0]
 
 
