@@ -120,9 +120,9 @@ def add(page: Page, arguments: list[str], part: str, kept: Callable[..., dict[st
     """
     results = page.read()
     for one in arguments:
-        name, _, path = one.partition("=")
+        name, given, path = one.partition("=")
         results.pop(name, None)
-        if not path:
+        if given and not path:
             continue
         try:
             found = [json.loads(Path(file).read_text(encoding="utf-8")) for file in path.split(",")]

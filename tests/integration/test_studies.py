@@ -217,6 +217,18 @@ def test_the_texts_study_refuses_the_folder_of_another_one(tmp_path, monkeypatch
     assert "was trained with other settings" in error and "joined_8" in error and error.count("\n") == 1
 
 
+def test_a_page_loses_no_figures_by_mistake(tmp_path, capsys) -> None:
+    """`NAME=` removes a result; NAME alone, where `=FILE` was forgotten, is refused."""
+    pages = script("pages")
+    (tmp_path / "page.md").write_text("<!-- x -->\n<!-- end of x -->\n")
+    page = pages.Page(tmp_path / "page.md", tmp_path / "page.json", {"x": list})
+    page.write({"one": {}, "two": {}})
+    add = lambda word: pages.add(page, [word], "part", dict, "famjax bench")
+    assert add("one") == 2 and list(page.read()) == ["one", "two"]
+    assert "'one' is not NAME=FILE" in capsys.readouterr().err
+    assert add("one=") == 0 and list(page.read()) == ["two"]
+
+
 def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
     """Each is validated as by `famjax compare`, and its memories differ."""
     study = script("paper_ablations")
