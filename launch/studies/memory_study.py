@@ -23,6 +23,8 @@ import memory_results
 import verbs
 
 from famjax.cli import side_by_side
+from famjax.config import ConfigError
+from famjax.config.checks import at_least
 from famjax.process.cpu import cores
 
 SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
@@ -169,7 +171,7 @@ def waves(chosen: list[Run]) -> list[list[Run]]:
 
 
 def main() -> int:
-    """Trains, evaluates and writes the results. Returns 0, 1 if a run failed, or 2 for an unknown run."""
+    """Trains, evaluates and writes the results. Returns 0, 1 if a run failed, or 2 for wrong arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="output directory")
     parser.add_argument("--part", choices=PARTS, action="append", help="part of the study; repeatable (default: all)")
@@ -179,15 +181,19 @@ def main() -> int:
         "--gin", action="append", default=[], metavar="BINDING", help="gin binding for all trainings; repeatable"
     )
     args = parser.parse_args()
-    chosen = [run for run in all_runs(args.part or PARTS).values() if not args.only or run.name in args.only]
-    if not chosen:
-        print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
-        return 2
+    runs = all_runs(args.part or PARTS)
+    chosen = [run for run in runs.values() if not args.only or run.name in args.only]
     try:
+        if unknown := [name for name in args.only or () if name not in runs]:
+            raise ConfigError(f"no run is called {', '.join(unknown)}; there are {', '.join(runs)}")
+        at_least("--at-once", 1 if args.at_once is None else args.at_once, 1)
         for wave in [jobs(wave, args) for wave in waves(chosen)]:  # all are checked before the first starts
             side_by_side.train(wave, args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
+    except ConfigError as error:
+        print(f"memory_study: {error}", file=sys.stderr)
+        return 2
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(f"memory_study: {error}", file=sys.stderr)
         return 1

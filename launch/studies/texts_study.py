@@ -23,7 +23,9 @@ import numpy as np
 import verbs
 
 from famjax.cli import side_by_side
+from famjax.cli.flags import distinct_numbers
 from famjax.config import ConfigError
+from famjax.config.checks import at_least
 from famjax.data.examples import number_to_join
 from famjax.process.cpu import cores
 from famjax.storage.model_dir import write_bytes, write_text
@@ -62,6 +64,8 @@ def parsed(text: str) -> list[Run]:
         match = re.fullmatch(rf"({'|'.join(KINDS)})_m(\d)", name)
         if not match:
             raise ConfigError(f"{name!r} is no run; use KIND_mM with M from 0 to 9, where KIND is {', '.join(KINDS)}")
+        if name in (run.name for run in found):
+            raise ConfigError(f"--runs has {name} twice; name each once")
         found.append(Run(name, match[1], int(match[2])))
     return found
 
@@ -72,13 +76,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="output directory")
     parser.add_argument("texts", type=Path, metavar="TEXTS", help="folder with train/*.txt and heldout/*.txt")
     parser.add_argument("--runs", default=DEFAULT, help=f"runs to train and evaluate (default: {DEFAULT})")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds (default: 0,1,2)")
+    parser.add_argument("--seeds", type=distinct_numbers, default=(0, 1, 2), help="seeds (default: 0,1,2)")
     parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
     parser.add_argument("--join", type=int, metavar="N", help="train on texts of 1 to N joined documents")
     parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
     args = parser.parse_args()
     try:
-        runs, seeds = parsed(args.runs), [int(seed) for seed in args.seeds.split(",")]
+        runs, seeds = parsed(args.runs), list(args.seeds)
+        at_least("--at-once", 1 if args.at_once is None else args.at_once, 1)
         for part in ("train", "heldout"):
             if not any((args.texts / part).glob("*.txt")):
                 raise ConfigError(f"{args.texts / part} has no .txt file; launch/studies/debian_texts.py makes some")
@@ -86,7 +91,7 @@ def main() -> int:
             raise ConfigError(f"--join {args.join}: use 2 or more; without --join, documents are not joined")
         read = args.texts / "train" if args.join is None else join(args.texts / "train", args.folder, args.join)
         jobs = [run.job(seed, args.steps, args.folder, read) for seed in seeds for run in runs]
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 2
     try:

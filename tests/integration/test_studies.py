@@ -217,6 +217,30 @@ def test_the_texts_study_refuses_the_folder_of_another_one(tmp_path, monkeypatch
     assert "was trained with other settings" in error and "joined_8" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("memory_study", ["--only", "base", "--only", "bases"], "no run is called bases; there are"),
+        ("memory_study", ["--gin", "TRAIN_STEP=3"], "did you mean TRAIN_STEPS"),
+        ("memory_study", ["--at-once", "0"], "--at-once is 0"),
+        ("texts_study", [".", "--at-once", "-1"], "--at-once is -1"),
+        ("texts_study", [".", "--runs", "fam_m0,fam_m0"], "--runs has fam_m0 twice"),
+        ("texts_study", [".", "--seeds", "0,0"], "each once"),
+        ("texts_study", [".", "--seeds", "a"], "write numbers"),
+    ],
+)
+def test_mistakes_in_the_arguments_of_a_study(name, arguments, said, tmp_path, monkeypatch, capsys) -> None:
+    """Exit code 2, and what is wrong in the last line, before any training."""
+    study = script(name)
+    monkeypatch.setattr(study.side_by_side, "train", lambda *words: pytest.fail("a training was started"))
+    monkeypatch.setattr("sys.argv", [f"{name}.py", str(tmp_path / "out"), *arguments])
+    try:
+        code = study.main()
+    except SystemExit as leaving:  # of argparse
+        code = leaving.code
+    assert code == 2 and said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_a_page_loses_no_figures_by_mistake(tmp_path, capsys) -> None:
     """`NAME=` removes a result; NAME alone, where `=FILE` was forgotten, is refused."""
     pages = script("pages")
