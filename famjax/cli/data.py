@@ -163,7 +163,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     import numpy as np
 
     from famjax.config.text import BadText
-    from famjax.data.examples import Documents
+    from famjax.data.examples import NO_TEXT, Documents
     from famjax.data.sources import open_source
     from famjax.data.text_task import check_vocabulary, vocabulary_and_files
     from famjax.process.progress import Progress
@@ -173,6 +173,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
     bad: list[BadText] = []
+    tokens = 0
     for source in config.data.all_sources():
         documents = Documents(open_source(source), vocabulary, 1, None, config.data.bos, config.data.eos)
         if not len(documents):
@@ -187,6 +188,7 @@ def _check(console: Any, config: TrainConfig) -> None:
                 progress.advance()
         if not lengths:
             continue
+        tokens += sum(lengths)
         blocks = sum(-(-length // config.model.memory.block_size) for length in lengths)
         console.print(
             f"{source.path}: {len(lengths):,} documents, {sum(lengths):,} tokens; shortest {min(lengths):,}, median "
@@ -198,3 +200,5 @@ def _check(console: Any, config: TrainConfig) -> None:
             console.print(str(one))
         more = f"; {len(bad) - 1} more above" if len(bad) > 1 else ""
         raise ConfigError(f"{bad[0]}{more}")
+    if not tokens:
+        raise ConfigError(NO_TEXT)

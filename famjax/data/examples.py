@@ -17,6 +17,7 @@ from famjax.data.vocabulary import Vocabulary
 # A lane skips empty documents. It raises an error after this many in succession (plus a hundred epochs, if the size of
 # an epoch is known).
 MOST_EMPTY = 1000
+NO_TEXT = "no document has any text; name files that have some"
 
 
 class Examples(Protocol):
@@ -164,7 +165,7 @@ class Mixture:
             if len(example.tokens):
                 self._held[lane] = (where, example, after)
                 return example, after
-        raise ConfigError("no document has any text; name files that have some")
+        raise ConfigError(NO_TEXT)
 
     def epochs(self, lane: int, where: list[Any]) -> list[float]:
         """Returns the number of epochs of each kind that were read, if all lanes are as far as this one."""

@@ -98,6 +98,14 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
     assert "a.jsonl:41: this is not JSON" in capsys.readouterr().err
 
 
+def test_files_without_text_are_found_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A training would stop at its first batch."""
+    (tmp_path / "a.txt").write_text("")
+    assert main(["data", *BASE, *streams(tmp_path / "*.txt"), "--check"]) == 2
+    out, error = capsys.readouterr()
+    assert "1 documents, 0 tokens" in out and "no document has any text" in error and error.count("\n") == 1
+
+
 def test_all_bad_lines_are_found_by_one_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Of all sources; the readable documents are counted. The error names the first."""
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\noops\n{"text": 5}\n{"text": "abcde"}\n')
