@@ -3,6 +3,7 @@
     python launch/studies/memory_study.py runs/memory                   everything, hours on two cores
     python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
+    python launch/studies/memory_study.py runs/memory --part segments   FAM beside memory segments, three seeds
     python launch/studies/memory_study.py runs/memory --part ablations  changes of tiny_fam.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part any_depth  keys at any depth, and several in one text
     python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
@@ -28,6 +29,7 @@ from famjax.config.checks import at_least
 from famjax.process.cpu import cores
 
 SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
+GATED, BSWA = "gin/experiments/tiny_gated.gin", "gin/experiments/tiny_bswa.gin"
 ANY_DEPTH = "gin/experiments/passkey_any_depth.gin"
 BLOCK256, BLOCK1024 = "gin/experiments/passkey_block256.gin", "gin/experiments/passkey_block1024.gin"
 SEEDS = (0, 1, 2)
@@ -120,6 +122,27 @@ def twins() -> list[Run]:
     return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
 
 
+def segments() -> list[Run]:
+    """Returns the runs of gated FAM and BSWA with memory segments, and of FAM that has segments only after it has
+    learned without, one per seed."""
+    asked = (Asked("1,4,16,64,256,1024"),)
+    part = lambda name, about, experiment, seed, start, *bindings: Run(
+        f"{name}_seed{seed}", "segments", f"{about}, seed {seed}", (*bindings, f"RANDOM_SEED={seed}"), experiment,
+        asked, start=start and f"{start}_seed{seed}",
+    )  # fmt: skip
+    runs = [part("gated", "gated FAM, M = 0", GATED, seed, "") for seed in SEEDS]
+    for beside in (f"MEMORY_SEGMENTS={m}" for m in (1, 2, 3)):
+        m = beside[-1]
+        for seed in SEEDS:
+            runs += [
+                part(f"gated_m{m}", f"gated FAM, M = {m}", GATED, seed, "", beside),
+                part(f"bswa_m{m}", f"BSWA, M = {m}", BSWA, seed, "", beside, "TRAIN_STEPS=1200"),
+                part(f"gated_then_m{m}", f"gated FAM, M = 0, then {m}", GATED, seed, "gated", beside,
+                     "TRAIN_STEPS=600", "LEARNING_RATE=1.5e-3"),
+            ]  # fmt: skip
+    return runs
+
+
 PAPER = (
     "TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)", "PassKeyConfig.stream_share=0.0",
     "MemoryConfig.random_state_passing=0.8",
@@ -154,7 +177,10 @@ def block1024() -> list[Run]:
     ]
 
 
-PARTS = {"recipe": recipe, "any_depth": any_depth, "twins": twins, "ablations": ablations, "block1024": block1024}
+PARTS = {
+    "recipe": recipe, "any_depth": any_depth, "twins": twins, "segments": segments, "ablations": ablations,
+    "block1024": block1024,
+}  # fmt: skip
 
 
 def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:

@@ -1,16 +1,18 @@
 """Writes recall of the pass key by length of the filler, over seeds, into docs/quickstart.md, story.md, smollm2.md or
-ablations.md.
+ablations.md, which has two tables.
 
     python launch/studies/recall_pages.py quickstart "AMD EPYC=runs/quick/eval/results.json" (docs/quickstart.md)
     python launch/studies/recall_pages.py story "AMD EPYC=runs/story/shown/results.json"     pretrained_story.py
     python launch/studies/recall_pages.py smollm2 "AMD EPYC=runs/real/shown/results.json"    real_model_story.py
     python launch/studies/recall_pages.py ablations "AMD EPYC=runs/memory/study.json"        memory_study.py
+    python launch/studies/recall_pages.py segments "AMD EPYC=runs/memory/study.json"         its part `segments`
 
 The JSON file beside the page keeps the figures by the name of the machine: one of the same name is replaced, and
 `"AMD EPYC="` removes it. Without a file the table is written again. `quickstart` also draws docs/passkey.png.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ WRITTEN_BY = {
     "story": ("models", "famjax eval"),
     "smollm2": ("models", "famjax eval"),
     "ablations": ("runs", "memory_study.py"),
+    "segments": ("runs", "memory_study.py"),
 }
 # Rows of docs/quickstart.json in its plot; of those with one name the last.
 DRAWN = {
@@ -33,8 +36,8 @@ DRAWN = {
 }
 
 
-def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part that a page keeps of a results.json or study.json: exact match by model, length and seed.
+def kept(part: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a page keeps of a results.json, or of a study.json's `part`: exact match by model, length and seed.
 
     Raises:
       ValueError: there is nothing, or not all of it was evaluated alike.
@@ -42,7 +45,7 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     if "models" in found:
         runs = [(model["name"], model["passkey"]) for model in found["models"]]
     else:
-        runs = [(run["about"], run["recall"]) for run in found["runs"] if run["part"] == "ablations"]
+        runs = [(run["about"], run["recall"]) for run in found["runs"] if run["part"] == part]
     rows: dict[str, list[list[float]]] = {}
     for name, recall in runs:
         rows.setdefault(without_seed(name), []).append([one["exact_match"] for one in recall])
@@ -97,7 +100,12 @@ def of_length(blocks: int, values: Sequence[float], block_size: int) -> dict[str
     return {"filler_tokens": blocks * block_size + block_size / 2, "fam_updates": blocks + 2} | of_seeds
 
 
-PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", {name: by_name(section)}) for name in WRITTEN_BY}
+PAGES = {
+    name: Page(
+        DOCS / f"{'ablations' if name == 'segments' else name}.md", DOCS / f"{name}.json", {name: by_name(section)}
+    )
+    for name in WRITTEN_BY
+}
 
 
 def main() -> int:
@@ -107,7 +115,7 @@ def main() -> int:
     parser.add_argument("found", nargs="*", metavar=FOUND, help="a machine, and the file of its results")
     args = parser.parse_args()
     part, verb = WRITTEN_BY[args.page]
-    failed = add(PAGES[args.page], args.found, part, kept, verb)
+    failed = add(PAGES[args.page], args.found, part, functools.partial(kept, args.page), verb)
     if args.page == "quickstart" and not failed:
         draw(DOCS / "passkey.png", PAGES[args.page].read())
     return failed

@@ -309,17 +309,20 @@ def test_the_table_of_recall_is_the_mean_and_range_over_seeds() -> None:
     ]
     models = [{"name": "fam_seed0", "passkey": recall(1.0, 0.5)}, {"name": "fam_seed1", "passkey": recall(0.5, 0.25)},
               {"name": "before", "passkey": recall(0.0, 0.0)}]  # fmt: skip
-    lines = table.section("AMD EPYC", table.kept({"models": models}))
+    lines = table.section("AMD EPYC", table.kept("quickstart", {"models": models}))
     assert lines[0] == "**AMD EPYC**, 64 documents at each length; mean and range over the seeds:"
     assert lines[2:] == [
         "| | seeds | 1 block | 16 blocks |", "|---|---|---|---|", "| fam | 2 | 0.75 (0.50-1.00) | 0.38 (0.25-0.50) |",
         "| before | 1 | 0.00 | 0.00 |",
     ]  # fmt: skip
-    runs = [{"about": f"streams, seed {n}", "part": "ablations", "recall": recall(1.0, 1.0)} for n in range(3)]
-    assert list(table.kept({"runs": runs})["rows"]) == ["streams"]
+    runs = [{"about": f"{part} of, seed {n}", "part": part, "recall": recall(1.0, 1.0)}
+            for part in ("ablations", "segments") for n in range(3)]  # fmt: skip
+    assert [list(table.kept(part, {"runs": runs})["rows"]) for part in ("ablations", "segments")] == [
+        ["ablations of"], ["segments of"],
+    ]  # fmt: skip
     for other in ([{"name": "b", "passkey": recall(1.0)}], [{"name": "b", "passkey": recall(1.0, 1.0, documents=8)}]):
         with pytest.raises(ValueError, match="2 runs"):
-            table.kept({"models": [*models[:1], *other]})
+            table.kept("quickstart", {"models": [*models[:1], *other]})
 
 
 def test_tables_of_a_terminal_as_markdown() -> None:
