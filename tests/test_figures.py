@@ -168,8 +168,30 @@ def test_facts_in_books_of_the_published_model(readme: str) -> None:
     assert f"`long` recalls {with_fam} of the facts that have left the window" in page
     assert f"with FAM off it is right in {without} of these cases" in page
     assert f"in 1,024 tokens it recalls {in_1k}, in 4,096 {in_4k}," in page
+    gated = [shown[f"Facts in unseen books, {what} tokens, gated updates"]["babi"]["outside"]["gated_long"]
+             for what in ("512", "1,024", "4,096")]  # fmt: skip
+    off = shown["Facts in unseen books, 4,096 tokens, gated updates, without FAM"]["babi"]["outside"]["gated_long"]
+    of_gated = [f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for one in (*gated, off)]
+    assert gated[2]["low"] > max(away[3]["high"], off["high"])
+    says = "`gated_long`: {} in 512 tokens, {} in 1,024, and **{} in 4,096 tokens, 64 windows**"
+    assert f"{says}; with FAM off it is right in {{}} of the last".format(*of_gated) in page
     near, far = (f"{away[at]['value']:.0%}" for at in (0, 3))
-    assert f"recalls {near} beyond a window of 64 tokens in 512 tokens, and {far} in 4,096" in " ".join(readme.split())
+    front = " ".join(readme.split())
+    assert f"recalls {near} beyond a window of 64 tokens in 512 tokens, and {far} in 4,096" in front
+    assert f"with gated updates {gated[0]['value']:.0%} and {gated[2]['value']:.0%}" in front
+
+
+def test_fam_beside_segments() -> None:
+    """With segments from the start it is learned by one of nine trainings, and by all nine if it is learned first."""
+    found, page = results("segments")["AMD EPYC"], " ".join(text(ROOT / "docs/ablations.md").split())
+    beyond = {
+        kind: [seed[found["blocks"].index(16) :] for m in (1, 2, 3) for seed in found["rows"][f"{name} {m}"]]
+        for kind, name in {"start": "gated FAM, M =", "then": "gated FAM, M = 0, then", "bswa": "BSWA, M ="}.items()
+    }
+    assert [len(seeds) for seeds in beyond.values()] == [9, 9, 9]
+    assert sum(max(seed) > 0 for seed in beyond["start"]) == 1 and max(map(max, beyond["bswa"])) == 0
+    assert "one of nine such trainings recalls keys after 16 blocks and more" in page
+    assert f"all nine recall at least {min(seed[-1] for seed in beyond['then']):.2f} after 1,024 blocks" in page
 
 
 def last(runs: list) -> list[float]:
@@ -285,7 +307,7 @@ def test_comparisons_in_the_readme(readme: str) -> None:
     [
         "bench_page", "benchmarks_page", "comparing", "memory_page",
         "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
-        "recall_pages:story", "rewritten", "serving", "texts_page",
+        "recall_pages:segments", "recall_pages:story", "rewritten", "serving", "texts_page",
     ],
 )  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
         named = lambda model: f"{model['name']}, {model['model']['memory']['memory_segments']} segments"
         return {"text": {named(model): [positions(row) for row in model["text"]] for model in models}}
     if all("babi" in model["tasks"] for model in models):
-        return {"babi": {side: {model["name"]: of_side(model, side) for model in models} for side in SIDES}}
+        sides = {model["name"]: by_side(model) for model in models}
+        return {"babi": {side: {name: of[side] for name, of in sides.items()}
+                         for side in SIDES if all(side in of for of in sides.values())}}  # fmt: skip
     if all("mqar" in model["tasks"] for model in models):
         return {"mqar": {away: {model["name"]: at_distance(model, int(away)) for model in models} for away in AWAY}}
     tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
@@ -52,10 +54,10 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_side(model: dict[str, Any], side: str) -> dict[str, Any]:
-    """Returns the share of right answers to questions whose facts are all inside, or all outside, of the window."""
-    (row,) = [row for row in model["tasks"]["babi"]["by_reach"] if row["side"] == side]
-    return row["metrics"]["word_match"]
+def by_side(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the shares of right answers to questions whose facts are all inside, or all outside, of the window; of
+    long texts, all can be outside."""
+    return {row["side"]: row["metrics"]["word_match"] for row in model["tasks"]["babi"]["by_reach"]}
 
 
 def at_distance(model: dict[str, Any], away: int) -> dict[str, Any]:

@@ -4,21 +4,25 @@
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
-before it and changes little. Four hours on one core of an AMD EPYC beside another training:
+before it and changes little. Five hours on one core of an AMD EPYC beside another training:
 
-1.  listed     multi-query associative recall in words; four names, always in the same order
-2.  named      eight names, half of the lists in random order
-3.  persons    bAbI's persons and places as words
-4.  told       as sentences
-5.  asked      asked for in a sentence
-6.  anywhere   sentences at any place of their blocks
-7.  near       with --babi and --books: qa1 of bAbI in books, up to one block of text; all persons are asked for
-8.  far        longer text, up to 16 blocks if the shorter is learned (8 in docs/smollm2.md)
-9.  kept       sentences again, asked for at all distances up to 7 blocks, some with a new place
-10. rewritten  up to 15 blocks, half of them with a new place
-11. prompted   qa1 with instruction, worked examples and chat template, as the evaluation asks
-12. answers    one person asked for, as there, up to 16 blocks
-13. long       in longer rows, up to 32 blocks
+1.  listed          multi-query associative recall in words; four names, always in the same order
+2.  named           eight names, half of the lists in random order
+3.  persons         bAbI's persons and places as words
+4.  told            as sentences
+5.  asked           asked for in a sentence
+6.  anywhere        sentences at any place of their blocks
+7.  near            with --babi and --books: qa1 of bAbI in books, up to one block of text; all persons are asked for
+8.  far             longer text, up to 16 blocks if the shorter is learned (8 in docs/smollm2.md)
+9.  kept            sentences again, asked for at all distances up to 7 blocks, some with a new place
+10. rewritten       up to 15 blocks, half of them with a new place
+11. prompted        qa1 with instruction, worked examples and chat template, as the evaluation asks
+12. answers         one person asked for, as there, up to 16 blocks
+13. long            in longer rows, up to 32 blocks
+14. gated           gated updates of FAM, a departure from the paper: as `kept`
+15. gated_near      as `far`, up to 8 blocks
+16. gated_prompted  as `prompted`, up to 32 blocks, with a gradient through at most 8 updates of FAM
+17. gated_long      as `answers`, up to 112 blocks
 """
 
 import argparse
@@ -91,6 +95,28 @@ IN_BOOKS = (
         "long", "answers", FACTS,
         {"TRAIN_STEPS": 70, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1,
          **_ANSWERS, **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.5)},
+    ),
+    Stage(
+        "gated", "long", PERSONS,
+        {**_LASTING, "TRAIN_STEPS": 60, "BATCH_SIZE": 8,
+         "model_of_checkpoint.changes": {"fam_update": "gated", "fam_update_noise": 1.0},
+         **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)},
+    ),
+    Stage(
+        "gated_near", "gated", FACTS,
+        {"TRAIN_STEPS": 56, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2, "LEARNING_RATE": 5e-4,
+         **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.4, form_weight=0.1)},
+    ),
+    Stage(
+        "gated_prompted", "gated_near", FACTS,
+        {"TRAIN_STEPS": 62, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+         "model_of_checkpoint.changes": {"fam_gradient_blocks": 8},
+         **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.4, form_weight=0.1, instructed=True, chat=True)},
+    ),
+    Stage(
+        "gated_long", "gated_prompted", FACTS,
+        {"TRAIN_STEPS": 20, "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+         **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4)},
     ),
 )  # fmt: skip
 
