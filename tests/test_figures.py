@@ -175,6 +175,10 @@ def test_facts_in_books_of_the_published_model(readme: str) -> None:
     assert gated[2]["low"] > max(away[3]["high"], off["high"])
     says = "`gated_long`: {} in 512 tokens, {} in 1,024, and **{} in 4,096 tokens, 64 windows**"
     assert f"{says}; with FAM off it is right in {{}} of the last".format(*of_gated) in page
+    paid = shown["Facts in books: WikiText, a window of 64 tokens"]["wikitext"]["bits_per_byte"]
+    long, gated_long, imported = (f"{paid[name]['value']:.2f}" for name in ("long", "gated_long", "fam_imported"))
+    says = f"`long` needs {long} bits per byte and `gated_long` {gated_long}, the import"
+    assert f"{says} with the same window {imported}" in page
     near, far = (f"{away[at]['value']:.0%}" for at in (0, 3))
     front = " ".join(readme.split())
     assert f"recalls {near} beyond a window of 64 tokens in 512 tokens, and {far} in 4,096" in front
