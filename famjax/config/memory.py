@@ -92,8 +92,9 @@ class MemoryConfig:
         (`attention/auxiliary.py`; the paper found no gain). The logged loss does not contain it.
       fam_reconstruction_loss: likewise. It falls as what a block's queries read from the new FAM gets closer to what
         they read from the block.
-      fam_gradient_blocks: N, 0 (off) by default: in training, FAM has no gradient at every Nth block of a document, so
-        a gradient passes through at most N updates (truncated backpropagation through time) though the memory lasts.
+      fam_gradient_blocks: N, 0 (off) by default: in training, FAM has no gradient at every Nth block of a document
+        (truncated backpropagation through time), so one through FAM spans at most N updates; the memory itself lasts.
+        Memory segments keep their gradient.
     """
 
     block_size: int = 1024
