@@ -131,8 +131,8 @@ def segments() -> list[Run]:
         asked, start=start and f"{start}_seed{seed}",
     )  # fmt: skip
     runs = [part("gated", "gated FAM, M = 0", GATED, seed, "") for seed in SEEDS]
-    for beside in (f"MEMORY_SEGMENTS={m}" for m in (1, 2, 3)):
-        m = beside[-1]
+    for m in (1, 2, 3):
+        beside = f"MEMORY_SEGMENTS={m}"
         for seed in SEEDS:
             runs += [
                 part(f"gated_m{m}", f"gated FAM, M = {m}", GATED, seed, "", beside),
