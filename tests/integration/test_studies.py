@@ -325,6 +325,19 @@ def test_the_table_of_recall_is_the_mean_and_range_over_seeds() -> None:
             table.kept("quickstart", {"models": [*models[:1], *other]})
 
 
+def test_the_page_of_benchmarks_has_the_sides_of_the_window_that_all_models_have() -> None:
+    """In a long text no fact may be in the window: then there is no row for it."""
+    page = script("benchmarks_page")
+    right = lambda value: {"value": value, "low": 0.0, "high": 1.0, "n": 4}
+    of = lambda name, **sides: {"name": name, "tasks": {"babi": {"by_reach": [
+        {"side": side, "metrics": {"word_match": right(value)}} for side, value in sides.items()
+    ]}}}  # fmt: skip
+    both, far = of("one", inside=1.0, outside=0.5), of("two", outside=0.25)
+    assert page.kept({"models": [both]}) == {"babi": {"inside": {"one": right(1.0)}, "outside": {"one": right(0.5)}}}
+    assert page.kept({"models": [both, far]}) == {"babi": {"outside": {"one": right(0.5), "two": right(0.25)}}}
+    assert page.section("A", page.kept({"models": [far]}))[-1] == "| the fact outside of it | 4 | 0.250 (0.000-1.000) |"
+
+
 def test_tables_of_a_terminal_as_markdown() -> None:
     """Header, rule and rows, in the order of the terminal's table, below its title."""
     from rich.table import Table
