@@ -73,11 +73,7 @@ def over_blocks(
     def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
         (of_layer, first, prompt), (carry, segments), (x, at) = weights, state, inputs
         (before, kept), x = _placed(how.whole, carry), how.whole(x)
-        if at.starts is not None:
-            before = select_rows(at.starts, first, before)
-        if config.fam_gradient_blocks:
-            cut = (at.blocks_before > 0) & (at.blocks_before % config.fam_gradient_blocks == 0)
-            before = before._replace(fam=select_rows(cut, jax.lax.stop_gradient(before.fam), before.fam))
+        before = _in_document(before, first, at, config)
         layer = settings.with_arrays(of_layer, at.key)
         y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
         y = auxiliary.with_losses(layer, y, x, (before, new), at, how.auxiliary_scale, prompt)
@@ -125,6 +121,17 @@ def _before(
     if before is None:
         before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
     return first, prompt, ring.past_blocks(before, where, config), before
+
+
+def _in_document(before: Carried, first: Carried, at: At, config: MemoryConfig) -> Carried:
+    """What a block sees of the memory before it: `first` where a document starts, and FAM without its gradient at every
+    Nth block of a document (`MemoryConfig.fam_gradient_blocks`)."""
+    if at.starts is not None:
+        before = select_rows(at.starts, first, before)
+    if not config.fam_gradient_blocks:
+        return before
+    cut = (at.blocks_before > 0) & (at.blocks_before % config.fam_gradient_blocks == 0)
+    return before._replace(fam=select_rows(cut, jax.lax.stop_gradient(before.fam), before.fam))
 
 
 def _after(

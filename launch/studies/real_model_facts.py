@@ -63,6 +63,7 @@ WORDS = (
     ),
 )  # fmt: skip
 _LASTING = {"LEARNING_RATE": 8e-4, "MEMORY_SEGMENTS": 1, **_ASKED, **_settings("MqarConfig", answered=False, power=1.0)}
+_KEPT = {**_LASTING, "BATCH_SIZE": 8, **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)}
 _ANSWERS = _settings("BabiConfig", instructed=True, chat=True, everyone=False, form_weight=0.1)
 IN_BOOKS = (
     Stage("near", "anywhere", FACTS, {}),
@@ -71,11 +72,7 @@ IN_BOOKS = (
         {"TRAIN_STEPS": 350, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2,
          **_settings("BabiConfig", stages=(2, 4, 8, 16))},
     ),
-    Stage(
-        "kept", "far", PERSONS,
-        {**_LASTING, "TRAIN_STEPS": 150, "BATCH_SIZE": 8,
-         **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)},
-    ),
+    Stage("kept", "far", PERSONS, {**_KEPT, "TRAIN_STEPS": 150}),
     Stage(
         "rewritten", "kept", PERSONS,
         {**_LASTING, "TRAIN_STEPS": 125, "TASK_FEATURE_LENGTHS": {"targets": 512},
@@ -98,9 +95,7 @@ IN_BOOKS = (
     ),
     Stage(
         "gated", "long", PERSONS,
-        {**_LASTING, "TRAIN_STEPS": 60, "BATCH_SIZE": 8,
-         "model_of_checkpoint.changes": {"fam_update": "gated", "fam_update_noise": 1.0},
-         **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)},
+        {**_KEPT, "TRAIN_STEPS": 60, "model_of_checkpoint.changes": {"fam_update": "gated", "fam_update_noise": 1.0}},
     ),
     Stage(
         "gated_near", "gated", FACTS,

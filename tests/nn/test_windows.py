@@ -141,12 +141,13 @@ def test_stop_gradient_leaves_fam_alone() -> None:
     assert (np.abs(grad[:12]).max(axis=-1) > 1e-5).all()
 
 
-def test_the_gradient_through_fam_is_cut_at_every_nth_block() -> None:
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_gradient_through_fam_is_cut_at_every_nth_block(remat: str) -> None:
     """`fam_gradient_blocks` 2: a loss on block 3 has a gradient with respect to blocks 2 and 3, as without the setting,
     and none with respect to blocks 0 and 1; one on block 1 has that of block 0. Outputs are the same, and so are all
     gradients if no document is that long."""
     tokens = np.arange(16, dtype=np.int32)[None]
-    free, cut, longer = (tiny.config(memory_segments=0, fam_gradient_blocks=blocks) for blocks in (0, 2, 4))
+    free, cut, longer = (tiny.config(memory_segments=0, remat=remat, fam_gradient_blocks=n) for n in (0, 2, 4))
     params = tiny.parameters(free)
 
     def input_gradient(config: Any, block: int) -> np.ndarray:
