@@ -29,9 +29,10 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 def part(found: dict[str, Any]) -> str:
     """Returns the part of the page with a study's tables by position; empty if only the summary shows it: with several
-    segments, or trained longer than the others."""
-    most = max(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"])))
-    if most > 1 or found["steps"] > STEPS:
+    segments, or trained longer than the others or in two parts."""
+    runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
+    most = max(run.segments for run in runs)
+    if most > 1 or found["steps"] > STEPS or any(run.first for run in runs):
         return ""
     return "trained_on_joined" if found.get("join") else "segments" if most else "texts"
 
@@ -45,13 +46,14 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
     for found in sorted(results.values(), key=lambda found: (found.get("join") is not None, found["steps"])):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
-        for segments in sorted(run.segments for run in runs if run.kind == "bswa"):
+        for run in sorted((run for run in runs if run.kind == "bswa"), key=lambda run: run.segments):
             cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents"]
-            cells += [f"{found['steps']:,}", str(segments)]
+            steps = f"{found['steps']:,}"
+            cells += [f"{steps} + {steps}" if run.first else steps, run.about.removeprefix("M = ")]
             for read in READ:
                 bswa, gated = (
-                    [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read].get(f"{kind}_m{segments}", [])]
-                    for kind in ("bswa", "gated")
+                    [row[-1]["bits_per_byte"] for row in found["bits_per_byte"][read].get(one.name, [])]
+                    for one in (run, run._replace(kind="gated"))
                 )
                 cells.append(f"{mean(bswa):.3f}")
                 cells += [f"{mean(gated):.3f}", difference(gated, bswa)] if gated else ["-", "-"]

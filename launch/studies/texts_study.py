@@ -4,11 +4,12 @@
     python launch/studies/texts_study.py runs/texts_study runs/texts
 
 A run is a kind of model and M, its number of memory segments: `bswa_m0` (no FAM), `fam_m0` (the paper's update) or
-`gated_m1` (gated updates). Each is trained once per seed, each training on its own core, and evaluated on the held-out
-documents twice: document by document, and joined to one text whose memory is never reset. With --join N they train on
-joined documents, too: texts of 1 to N documents in random order, in which a subject changes and the memory is not
-reset. Finished work is not repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by
-position, the mean over seeds, and differences from the BSWA of the same M with the range over seeds.
+`gated_m1` (gated updates); `gated_m0_then_m1` is trained as `gated_m0`, and then as long with one segment. Each is
+trained once per seed, each training on its own core, and evaluated on the held-out documents twice: document by
+document, and joined to one text whose memory is never reset. With --join N they train on joined documents, too: texts
+of 1 to N documents in random order, in which a subject changes and the memory is not reset. Finished work is not
+repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by position, the mean over seeds,
+and differences from the BSWA that is trained alike, with the range over seeds.
 """
 
 import argparse
@@ -33,27 +34,58 @@ from famjax.storage.model_dir import write_bytes, write_text
 FAM, BSWA = "gin/experiments/texts_fam.gin", "gin/experiments/texts_bswa.gin"
 KINDS = {"bswa": "BSWA", "fam": "FAM", "gated": "gated FAM"}
 READ = {"heldout": "Held-out documents", "joined": "The same documents, joined: the memory is never reset"}
+SECOND = 1000  # added to the seed of a training after another one
 DEFAULT = "bswa_m0,fam_m0,gated_m0"
 
 
 class Run(NamedTuple):
-    """A kind of model: its name, kind and number of memory segments."""
+    """A kind of model, and how it is trained.
 
-    name: str
+    Attributes:
+      kind: key of `KINDS`.
+      segments: number of memory segments.
+      before: number of memory segments in a training as long before it, or None without such a training.
+    """
+
     kind: str
     segments: int
+    before: int | None = None
+
+    @property
+    def first(self) -> "Run | None":
+        """The run that it starts from; None: from random weights."""
+        return None if self.before is None else Run(self.kind, self.before)
+
+    @property
+    def training(self) -> str:
+        """Its name without the kind."""
+        return f"m{self.segments}" if self.before is None else f"m{self.before}_then_m{self.segments}"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return f"{self.kind}_{self.training}"
 
     @property
     def title(self) -> str:
         """Heading of its column in the tables."""
-        return f"{KINDS[self.kind]}, M = {self.segments}"
+        return f"{KINDS[self.kind]}, {self.about}"
+
+    @property
+    def about(self) -> str:
+        """How it is trained, in the tables."""
+        return f"M = {self.segments}" if self.before is None else f"M = {self.before}, then {self.segments}"
 
     def job(self, seed: int, steps: int, folder: Path, texts: Path) -> side_by_side.Job:
         """Returns the training job with one seed, on the .txt files of the folder `texts`."""
-        bindings = [f"RANDOM_SEED={seed}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
+        # A second training reads the texts in another order.
+        number = seed if self.first is None else seed + SECOND
+        bindings = [f"RANDOM_SEED={number}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
                     f"SOURCES=({str(texts / '*.txt')!r},)"]  # fmt: skip
         if self.kind == "gated":
             bindings.append("MemoryConfig.fam_update='gated'")
+        if self.first:
+            bindings.append(f"INITIAL_CHECKPOINT_PATH={str(folder / f'{self.first.name}_{seed}')!r}")
         return side_by_side.job(f"{self.name}_{seed}", BSWA if self.kind == "bswa" else FAM, bindings, folder)
 
 
@@ -61,12 +93,14 @@ def parsed(text: str) -> list[Run]:
     """Returns the runs of a comma-separated list of names. Raises `ConfigError` for an invalid name."""
     found = []
     for name in text.split(","):
-        match = re.fullmatch(rf"({'|'.join(KINDS)})_m(\d)", name)
+        match = re.fullmatch(rf"({'|'.join(KINDS)})_(?:m(\d)_then_)?m(\d)", name)
         if not match:
-            raise ConfigError(f"{name!r} is no run; use KIND_mM with M from 0 to 9, where KIND is {', '.join(KINDS)}")
-        if name in (run.name for run in found):
+            raise ConfigError(f"{name!r} is no run; use KIND_mM or KIND_mM_then_mM with M from 0 to 9, where KIND is "
+                              f"{', '.join(KINDS)}")  # fmt: skip
+        run = Run(match[1], int(match[3]), None if match[2] is None else int(match[2]))
+        if run in found:
             raise ConfigError(f"--runs has {name} twice; name each once")
-        found.append(Run(name, match[1], int(match[2])))
+        found.append(run)
     return found
 
 
@@ -90,12 +124,17 @@ def main() -> int:
         if args.join is not None and args.join < 2:
             raise ConfigError(f"--join {args.join}: use 2 or more; without --join, documents are not joined")
         read = args.texts / "train" if args.join is None else join(args.texts / "train", args.folder, args.join)
-        jobs = [run.job(seed, args.steps, args.folder, read) for seed in seeds for run in runs]
+        starts = list(dict.fromkeys(run.first for run in runs if run.first))
+        waves = [
+            [run.job(seed, args.steps, args.folder, read) for seed in seeds for run in wave]
+            for wave in (starts, [run for run in runs if run not in starts]) if wave
+        ]  # fmt: skip
     except ConfigError as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 2
     try:
-        side_by_side.train(jobs, args.at_once or len(cores()))
+        for jobs in waves:
+            side_by_side.train(jobs, args.at_once or len(cores()))
         for seed in seeds:
             for run in runs:
                 evaluate(f"{run.name}_{seed}", args.folder, args.texts)
@@ -168,12 +207,12 @@ def table(runs: list[Run], found: dict[str, list[list[dict[str, float]]]]) -> li
       runs: the runs, one column each; differences from the BSWA of the same M follow.
       found: by run, for each seed the result of `rows`.
     """
-    baselines = {run.segments: run for run in runs if run.kind == "bswa"}
-    pairs = [(run, baselines[run.segments]) for run in runs if run.kind != "bswa" and run.segments in baselines]
+    baselines = {run.training: run for run in runs if run.kind == "bswa"}
+    pairs = [(run, baselines[run.training]) for run in runs if run.kind != "bswa" and run.training in baselines]
     head = [
         "position",
         *(run.title for run in runs),
-        *(f"{KINDS[run.kind]} - BSWA, M = {run.segments}" for run, _ in pairs),
+        *(f"{KINDS[run.kind]} - BSWA, {run.about}" for run, _ in pairs),
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for place, row in enumerate(found[runs[0].name][0]):

@@ -188,6 +188,28 @@ def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_p
         study.parsed("bswa_m0,fam_m")
 
 
+def test_a_run_of_the_texts_study_that_starts_from_another_one(tmp_path) -> None:
+    """It goes on with that one's weights of the same seed, with its own segments and in another order of the texts, and
+    is compared with the BSWA that is trained in the same two parts, not with one of as many segments."""
+    study = script("texts_study")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.txt").write_text("a" * 3000)
+    runs = study.parsed("bswa_m1,bswa_m0_then_m1,gated_m0_then_m1")
+    assert [run.name for run in runs] == ["bswa_m1", "bswa_m0_then_m1", "gated_m0_then_m1"]
+    last = runs[2]
+    assert last.first == study.parsed("gated_m0")[0] and runs[0].first is None
+    config = last.job(2, 20, tmp_path / "out", tmp_path / "train").config
+    first = last.first.job(2, 20, tmp_path / "out", tmp_path / "train").config
+    assert (first.model.memory.memory_segments, config.model.memory.memory_segments) == (0, 1)
+    assert config.initial_checkpoint == first.model_dir and config.seed != first.seed
+    assert first.model.memory.fam_update == config.model.memory.fam_update == "gated"
+    row = lambda bits: [{"from": 0, "to": None, "bits_per_byte": bits}]
+    found = {"bswa_m1": [row(1.0)], "bswa_m0_then_m1": [row(2.0)], "gated_m0_then_m1": [row(1.5)]}
+    head, _, only = study.table(runs, found)
+    assert "gated FAM - BSWA, M = 0, then 1" in head and "gated FAM - BSWA, M = 1" not in head
+    assert only.endswith("| -0.500 (-0.500 to -0.500) |")
+
+
 def test_joined_texts_have_every_document_once_and_no_more_than_asked(tmp_path) -> None:
     study, train = script("texts_study"), tmp_path / "train"
     train.mkdir()
