@@ -232,6 +232,10 @@ class TrainConfig:
         for name in ("carried_fam_rms", "fam_growth_loss"):
             if value := getattr(self, name):
                 found[f"{name} {value!r}"] = reason
+        blocks = -(-self.sequence_length // memory.block_size)
+        if memory.fam_gradient_blocks >= blocks and not self.carries_memory:
+            reason = memory.unused("fam_gradient_blocks") or f"documents have at most {blocks} blocks"
+            found[f"fam_gradient_blocks {memory.fam_gradient_blocks}"] = reason
         # The share and the weight of something that is off.
         if self.carried_fam_share != TrainConfig.carried_fam_share and not self.carried_fam_rms:
             found[f"carried_fam_share {self.carried_fam_share!r}"] = "carried_fam_rms is 0"

@@ -95,6 +95,15 @@ def test_settings_of_carried_memories_without_any(field: str) -> None:
             assert (traced(model, **given, **{field: 0.25}) == traced(model, **given)) == same
 
 
+@pytest.mark.parametrize(("share", "cut", "reported"), [(0.0, 17, 0), (0.0, 18, 1), (0.5, 18, 0)])
+def test_a_cut_of_the_gradient_beyond_the_longest_document(share: float, cut: int, reported: int) -> None:
+    """Rows of 288 tokens have 18 blocks, so no document has an 18th block before it, unless it continues."""
+    model = tiny.config(vocab_size=128, block_size=16, fam_gradient_blocks=cut)
+    config = TrainConfig(model=model, sequence_length=288, passkey=dataclasses.replace(PASSKEY, stream_share=share))
+    said = {f"fam_gradient_blocks {cut}": "documents have at most 18 blocks"}
+    assert config.without_effect == (said if reported else {})
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
