@@ -46,17 +46,18 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
     for found in sorted(results.values(), key=lambda found: (found.get("join") is not None, found["steps"])):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
-        for run in sorted((run for run in runs if run.kind == "bswa"), key=lambda run: run.segments):
+        for run in sorted({run.training: run for run in runs}.values(), key=lambda run: run.segments):
             cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents"]
             steps = f"{found['steps']:,}"
-            cells += [f"{steps} + {steps}" if run.first else steps, run.about.removeprefix("M = ")]
+            cells += [f"{found.get('first_steps') or steps} + {steps}" if run.first else steps]
+            cells += [run.about.removeprefix("M = ")]
             for read in READ:
                 bswa, gated = (
                     [row[-1]["bits_per_byte"] for row in found["bits_per_byte"][read].get(one.name, [])]
-                    for one in (run, run._replace(kind="gated"))
+                    for one in (run._replace(kind="bswa"), run._replace(kind="gated"))
                 )
-                cells.append(f"{mean(bswa):.3f}")
-                cells += [f"{mean(gated):.3f}", difference(gated, bswa)] if gated else ["-", "-"]
+                cells += [f"{mean(bits):.3f}" if bits else "-" for bits in (bswa, gated)]
+                cells.append(difference(gated, bswa) if bswa and gated else "-")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -4,12 +4,12 @@
     python launch/studies/texts_study.py runs/texts_study runs/texts
 
 A run is a kind of model and M, its number of memory segments: `bswa_m0` (no FAM), `fam_m0` (the paper's update) or
-`gated_m1` (gated updates); `gated_m0_then_m1` is trained as `gated_m0`, and then as long with one segment. Each is
-trained once per seed, each training on its own core, and evaluated on the held-out documents twice: document by
-document, and joined to one text whose memory is never reset. With --join N they train on joined documents, too: texts
-of 1 to N documents in random order, in which a subject changes and the memory is not reset. Finished work is not
-repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by position, the mean over seeds,
-and differences from the BSWA that is trained alike, with the range over seeds.
+`gated_m1` (gated updates); `gated_m0_then_m1` is trained as `gated_m0`, and then with one segment. Each is trained once
+per seed, each training on its own core, and evaluated on the held-out documents twice: document by document, and joined
+to one text whose memory is never reset. With --join N they train on joined documents, too: texts of 1 to N documents in
+random order, in which a subject changes and the memory is not reset. Finished work is not repeated, so the same command
+resumes. DIR gets study.json and study.md: bits per byte by position, the mean over seeds, and differences from the BSWA
+that is trained alike, with the range over seeds.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     Attributes:
       kind: key of `KINDS`.
       segments: number of memory segments.
-      before: number of memory segments in a training as long before it, or None without such a training.
+      before: number of memory segments in a training before it, or None without such a training.
     """
 
     kind: str
@@ -112,11 +112,15 @@ def main() -> int:
     parser.add_argument("--runs", default=DEFAULT, help=f"runs to train and evaluate (default: {DEFAULT})")
     parser.add_argument("--seeds", type=distinct_numbers, default=(0, 1, 2), help="seeds (default: 0,1,2)")
     parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
+    parser.add_argument(
+        "--first-steps", type=int, metavar="N", help="steps before a model goes on with other segments (as --steps)"
+    )
     parser.add_argument("--join", type=int, metavar="N", help="train on texts of 1 to N joined documents")
     parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
     args = parser.parse_args()
     try:
         runs, seeds = parsed(args.runs), list(args.seeds)
+        groups = in_order(runs, args.steps, args.first_steps)
         at_least("--at-once", 1 if args.at_once is None else args.at_once, 1)
         for part in ("train", "heldout"):
             if not any((args.texts / part).glob("*.txt")):
@@ -124,11 +128,9 @@ def main() -> int:
         if args.join is not None and args.join < 2:
             raise ConfigError(f"--join {args.join}: use 2 or more; without --join, documents are not joined")
         read = args.texts / "train" if args.join is None else join(args.texts / "train", args.folder, args.join)
-        starts = list(dict.fromkeys(run.first for run in runs if run.first))
         waves = [
-            [run.job(seed, args.steps, args.folder, read) for seed in seeds for run in wave]
-            for wave in (starts, [run for run in runs if run not in starts]) if wave
-        ]  # fmt: skip
+            [run.job(seed, steps, args.folder, read) for seed in seeds for run in group] for group, steps in groups
+        ]
     except ConfigError as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 2
@@ -146,6 +148,21 @@ def main() -> int:
         return 1
     write(runs, seeds, args)
     return 0
+
+
+def in_order(runs: list[Run], steps: int, first_steps: int | None) -> list[tuple[list[Run], int]]:
+    """Returns groups of runs with their training steps: those that others start from, then the others.
+
+    Raises `ConfigError` if a run is asked for by itself and as the start of another one, with other steps.
+    """
+    starts = list(dict.fromkeys(run.first for run in runs if run.first))
+    if first_steps is not None and not starts:
+        raise ConfigError("--first-steps: no run goes on from another one; name KIND_mM_then_mM in --runs")
+    first_steps = steps if first_steps is None else first_steps
+    if first_steps != steps and (both := [run.name for run in runs if run in starts]):
+        raise ConfigError(f"--runs has {both[0]}, which others start from after --first-steps; use another DIR for it")
+    found = [(starts, first_steps), ([run for run in runs if run not in starts], steps)]
+    return [(group, number) for group, number in found if group]
 
 
 def join(train: Path, folder: Path, most: int) -> Path:
@@ -185,7 +202,8 @@ def write(runs: list[Run], seeds: list[int], args: argparse.Namespace) -> None:
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
     }
-    study = {"seeds": seeds, "steps": args.steps, "join": args.join, "bits_per_byte": found}
+    study = {"seeds": seeds, "steps": args.steps, "first_steps": args.first_steps, "join": args.join,
+             "bits_per_byte": found}  # fmt: skip
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     lines = []
     for read, title in READ.items():

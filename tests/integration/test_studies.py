@@ -203,6 +203,10 @@ def test_a_run_of_the_texts_study_that_starts_from_another_one(tmp_path) -> None
     assert (first.model.memory.memory_segments, config.model.memory.memory_segments) == (0, 1)
     assert config.initial_checkpoint == first.model_dir and config.seed != first.seed
     assert first.model.memory.fam_update == config.model.memory.fam_update == "gated"
+    assert study.in_order(runs, 30, 20) == [(study.parsed("bswa_m0,gated_m0"), 20), (runs, 30)]
+    assert study.in_order(study.parsed("bswa_m0,bswa_m0_then_m1"), 30, None) == [
+        (study.parsed("bswa_m0"), 30), (runs[1:2], 30),
+    ]  # fmt: skip
     row = lambda bits: [{"from": 0, "to": None, "bits_per_byte": bits}]
     found = {"bswa_m1": [row(1.0)], "bswa_m0_then_m1": [row(2.0)], "gated_m0_then_m1": [row(1.5)]}
     head, _, only = study.table(runs, found)
@@ -248,6 +252,8 @@ def test_the_texts_study_refuses_the_folder_of_another_one(tmp_path, monkeypatch
         ("texts_study", [".", "--at-once", "-1"], "--at-once is -1"),
         ("texts_study", [".", "--runs", "fam_m0,fam_m0"], "--runs has fam_m0 twice"),
         ("texts_study", [".", "--seeds", "0,0"], "each once"),
+        ("texts_study", [".", "--first-steps", "9"], "no run goes on from another one"),
+        ("texts_study", [".", "--runs", "fam_m0,fam_m0_then_m1", "--first-steps", "9"], "--runs has fam_m0, which"),
         ("texts_study", [".", "--seeds", "a"], "write numbers"),
     ],
 )
