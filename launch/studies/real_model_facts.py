@@ -4,7 +4,7 @@
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
-before it and changes little. Five hours on one core of an AMD EPYC beside another training:
+before it and changes little. Seven hours on one core of an AMD EPYC beside another training:
 
 1.  listed          multi-query associative recall in words; four names, always in the same order
 2.  named           eight names, half of the lists in random order
@@ -23,6 +23,7 @@ before it and changes little. Five hours on one core of an AMD EPYC beside anoth
 15. gated_near      as `far`, up to 8 blocks
 16. gated_prompted  as `prompted`, up to 32 blocks, with a gradient through at most 8 updates of FAM
 17. gated_long      as `answers`, up to 112 blocks
+18. gated_text      up to 16 blocks, beside rows of text, with the predictions of the frozen base to learn from
 """
 
 import argparse
@@ -35,7 +36,9 @@ from real_model_story import Stage, imported, train
 
 from famjax.data import files
 
-MQAR, PERSONS, FACTS = (f"gin/experiments/smollm2_{name}.gin" for name in ("mqar", "persons", "facts"))
+MQAR, PERSONS, FACTS, TEXT = (
+    f"gin/experiments/smollm2_{name}.gin" for name in ("mqar", "persons", "facts", "facts_text")
+)
 
 
 class _Macro(str):
@@ -113,6 +116,7 @@ IN_BOOKS = (
         {"TRAIN_STEPS": 20, "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
          **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4)},
     ),
+    Stage("gated_text", "gated_long", TEXT, {}),
 )  # fmt: skip
 
 
@@ -137,9 +141,8 @@ def main() -> int:
         if not (at / "fam_imported").exists():
             imported(at, args.seed)
         places = {"BABI": str(args.babi), "BOOKS": (args.books,)}
-        books = [
-            stage._replace(macros=stage.macros | places) if stage.experiment == FACTS else stage for stage in IN_BOOKS
-        ]
+        given = {FACTS: places, TEXT: places | {"TEXTS": args.books}}
+        books = [stage._replace(macros=stage.macros | given.get(stage.experiment, {})) for stage in IN_BOOKS]
         train(at, args.seed, [*WORDS, *books] if args.babi else WORDS)
 
     return verbs.run("real_model_facts", body)
