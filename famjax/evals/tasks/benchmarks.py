@@ -33,7 +33,7 @@ from famjax.evals.tasks.questions import (
     text_field,
     where,
 )
-from famjax.evals.tasks.rows import HUB, TFDS, Row, rows
+from famjax.evals.tasks.rows import HUB, TFDS, Row, by_file, rows
 from famjax.infer.chat import frame_of
 from famjax.infer.codec import Codec
 
@@ -108,20 +108,21 @@ def _piqa(fields: dict[str, Any]) -> Iterator[Question]:
 
 
 def _with_labels(path: str, split: str) -> Iterator[Row | Unreadable]:
-    """Yields the rows, each with its label from the file of labels, if there is one. Raises `ConfigError` if the
-    numbers of labels and rows differ."""
+    """Yields the rows, each with its label from the file of labels beside its own file, if there is one. Raises
+    `ConfigError` if the numbers of labels and rows differ."""
     if path.startswith((TFDS, HUB)):
         yield from rows(path, split)
         return
-    for file in files.expand(path):
+    for file, found in by_file(path, split):
         beside = f"{file.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst"
         if not files.exists(beside):
-            yield from rows(file, split)
+            yield from found
             continue
-        labels = text_of(files.read(beside), beside).split()
-        if (count := sum(1 for _ in rows(file, split))) != len(labels):
-            raise ConfigError(f"{beside} has {len(labels)} labels, {file} {count} rows; they do not belong together")
-        for row, label in zip(rows(file, split), labels, strict=True):
+        every, labels = list(found), text_of(files.read(beside), beside).split()
+        if len(every) != len(labels):
+            raise ConfigError(f"{beside} has {len(labels)} labels, {file} {len(every)} rows; they do not belong "
+                              f"together")  # fmt: skip
+        for row, label in zip(every, labels, strict=True):
             yield row if isinstance(row, Unreadable) else row._replace(fields={"label": label} | row.fields)
 
 

@@ -52,11 +52,19 @@ def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
         return _tfds(spec.removeprefix(TFDS), split)
     if spec.startswith(HUB):
         return _hub(spec.removeprefix(HUB), split)
+    return itertools.chain.from_iterable(found for _, found in by_file(spec, split))
+
+
+def by_file(spec: str, split: str) -> list[tuple[str, Iterator[Row | Unreadable]]]:
+    """Returns each local file of a data set and its rows, in the order of `rows`; raises what it raises."""
     paths = files.expand(spec)
     if has_splits(spec):
-        return _folder(paths[0].rstrip("/"), split)
+        folder = _folder_of(paths[0].rstrip("/"), split)
+        if (parts := files.arrow_files(folder)) is not None:
+            return [(path, _counted(_arrow, path)) for path in parts]
+        paths = _of_split(folder, split)
     kind = kinds.one_kind(spec, paths, ROW_KINDS)
-    return (row for path in paths for row in _file(path, kind))
+    return [(path, _file(path, kind)) for path in paths]
 
 
 def has_splits(spec: str) -> bool:
@@ -67,14 +75,18 @@ def has_splits(spec: str) -> bool:
     return len(paths) == 1 and files.is_directory(paths[0])
 
 
-def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
-    """Returns the rows of a split in a folder. Raises `ConfigError` if it has none."""
-    if (splits := files.splits_of(folder)) is not None:
-        if split not in splits:
-            raise ConfigError(f"{folder} has no split {split!r} but {', '.join(splits)}; name one with --split")
-        folder = f"{folder}/{split}"
-    if (parts := files.arrow_files(folder)) is not None:
-        return (row for path in parts for row in _counted(_arrow, path))
+def _folder_of(folder: str, split: str) -> str:
+    """Returns the folder that has the files of a split. Raises `ConfigError` if it has splits, but not this one."""
+    if (splits := files.splits_of(folder)) is None:
+        return folder
+    if split not in splits:
+        raise ConfigError(f"{folder} has no split {split!r} but {', '.join(splits)}; name one with --split")
+    return f"{folder}/{split}"
+
+
+def _of_split(folder: str, split: str) -> list[str]:
+    """Returns the row files of a split in a folder, or all if none has a split in its name. Raises `ConfigError` if it
+    has no row file, or only those of other splits."""
     paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
     if not paths:
         raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
@@ -86,9 +98,7 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     if others and not chosen:
         raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
                           f"--split, or name the file")  # fmt: skip
-    chosen = chosen or paths
-    kind = kinds.one_kind(folder, chosen, ROW_KINDS)
-    return (row for path in chosen for row in _file(path, kind))
+    return chosen or paths
 
 
 def _stem(path: str) -> str:

@@ -176,6 +176,17 @@ def test_rows_that_are_not_as_published_are_counted_and_named(tmp_path, name, ro
     assert len(found) == len(rows)
 
 
+@pytest.mark.parametrize(("data", "answers"), [("", LABELS), ("/*.jsonl", (1, 1, *LABELS)), ("/va*.jsonl", LABELS)])
+def test_labels_lie_beside_each_file_of_a_folder_or_glob(tmp_path, data, answers):
+    """A folder has the published files of several splits, of which one is read; a glob reads all that it names."""
+    write(tmp_path / "piqa")
+    write_jsonl(tmp_path / "piqa" / "train.jsonl", PIQA[:2])
+    (tmp_path / "piqa" / "train-labels.lst").write_text("1\n1\n")
+    (tmp_path / "piqa" / "lambada_test.jsonl").unlink()
+    task = catalog.make("piqa", EvalConfig(data=(f"{tmp_path / 'piqa'}{data}",)), BYTES, 64)
+    assert [one.answer for one in task.examples()] == list(answers) and not task.bad
+
+
 def test_labels_that_do_not_belong_and_pages_without_a_title_are_refused(tmp_path):
     """One line, before any work."""
     write(tmp_path)
