@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,9 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     names = names_of(config.model_dirs)
     with Progress("reading the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
-    _report_bad(subjects)
+    tasks = {task.name: task for subject in subjects for task, _ in subject.tasks}
+    known = {name: (len(task.bad), task.bad[0]) for name, task in tasks.items() if task.bad}
+    _report_bad(known)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -86,6 +88,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
             entry, found = _evaluate(name, subject, config, edges, file, progress)
             models.append(entry)
             answers.append(found)
+    _report_bad(_found_bad(models, known))
     if config.part:
         count = sum(len(samples) for found in answers for samples in found.values())
         print(f"{file.path} has {count} answers of part {config.part}; when all parts are done, run the same command "
@@ -128,14 +131,22 @@ def _subject(path: str, config: EvalConfig) -> Subject:
     return Subject(path, model, list(zip(tasks, codecs, strict=True)))
 
 
-def _report_bad(subjects: Sequence[Subject]) -> None:
-    """Prints the number of unreadable examples of each task, and the first of them, before any work."""
-    for task in {task.name: task for subject in subjects for task, _ in subject.tasks}.values():
-        if task.bad:
-            first = task.bad[0]
-            what = "one place" if len(task.bad) == 1 else f"{len(task.bad)} places"
-            message = f"{task.name}: {what} of the data cannot be read; the first is {first.place}: {first.reason}"
-            print(message, file=sys.stderr)
+def _found_bad(models: Sequence[dict[str, Any]], known: Container[str]) -> dict[str, tuple[int, Unreadable]]:
+    """Returns the number of unreadable examples of each task that are not `known` before its evaluation, and the first
+    of them."""
+    found = {}
+    for name, summary in ((name, summary) for model in models for name, summary in model["tasks"].items()):
+        if name not in known and (bad := summary["unreadable"])["examples"]:
+            found[name] = bad["examples"], Unreadable(**bad["first"][0])
+    return found
+
+
+def _report_bad(bad: Mapping[str, tuple[int, Unreadable]]) -> None:
+    """Prints the number of unreadable examples of each task, and the first of them."""
+    for name, (count, first) in bad.items():
+        what = "one place" if count == 1 else f"{count} places"
+        message = f"{name}: {what} of the data cannot be read; the first is {first.place}: {first.reason}"
+        print(message, file=sys.stderr)
 
 
 def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:

@@ -69,6 +69,22 @@ def test_after_a_change_of_the_data_only_what_changed_is_asked_again(models: Pat
     assert both[0]["tasks"]["text"]["by_position"] == both[1]["tasks"]["text"]["by_position"]
 
 
+def test_documents_that_are_not_read_or_truncated_are_reported_in_the_terminal(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Texts and pass keys have the counts below their tables; the first place that cannot be read is on stderr, also of
+    tasks that find it during the evaluation."""
+    glob = texts(tmp_path / "t", a="The first text, which is the longest.", b="x", c="")
+    asked = {"task": "text,passkey", "sources": (glob,), "filler_blocks": (4,), "longest": 16}
+    tasks = evaluate(models / "one", tmp_path / "out", **asked)["tasks"]
+    shown = capsys.readouterr()
+    assert tasks["text"]["unreadable"]["examples"] == 2 and tasks["text"]["truncated"]["examples"] == 1
+    below = " ".join(shown.out.split())
+    assert "one: 1 truncated, 2 unreadable" in below and f"one: {tasks['passkey']['n']} truncated" in below
+    first = f"{tmp_path / 't' / 'b.txt'}: there is no token to predict"
+    assert f"text: 2 places of the data cannot be read; the first is {first}\n" in shown.err
+
+
 def test_a_comparison_is_of_the_results_not_of_all_answers_in_the_folder(models: Path, tmp_path: Path) -> None:
     """A document that was removed since, and one that an unfinished evaluation has answered, are in samples.jsonl."""
     glob = texts(tmp_path / "t", a="The first text.", b="Another one, which is longer.", c="The last.")

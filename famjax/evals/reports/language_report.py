@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
-from famjax.evals.reports.report import all_of, table_of, value_text
+from famjax.evals.reports.report import all_of, notes, table_of, value_text
 from famjax.process.shown import wide_console
 
 
@@ -20,9 +20,11 @@ def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
     first, *others = names = [model["name"] for model in models]
     gaps = (f"{first} - {name}, bits per byte" for name in others)
     columns = ("positions", "documents", "tokens", *names, *gaps)
-    table = table_of(f"{what}: bits per byte | next-token accuracy, by position (95% interval)", columns)
+    caption = notes(models, task)
     if unlike:
-        table.caption = f"{', '.join(unlike)}: not compared, since --longest ended the texts at other places"
+        caption.append(f"{', '.join(unlike)}: not compared, since --longest ended the texts at other places")
+    title = f"{what}: bits per byte | next-token accuracy, by position (95% interval)"
+    table = table_of(title, columns, " | ".join(caption))
     # A tokenizer that makes fewer tokens of the same documents does not reach the last positions.
     by_span = [{(row["to"] or math.inf, row["from"]): row for row in model["tasks"][task]["by_position"]}
                for model in models]  # fmt: skip

@@ -164,7 +164,9 @@ def _warnings(tasks: Evaluated) -> str:
             (bad["examples"], "example", "could not be read"),
             (summary.get("unfinished"), "answer", "at the token limit"),
             (summary.get("empty"), "answer", "empty"),
-        )
+            *((number, "question", f"of {part} too long for the shortest length")
+              for part, number in summary["settings"].get("without_room", {}).items()),
+        )  # fmt: skip
         notes = [f"{html.count(number, what)} {how}" for number, what, how in counts if number]
         if summary.get("against_first") == {}:
             notes.append("not compared with the first model: no common example, or texts of other lengths")

@@ -32,7 +32,8 @@ def print_table(models: list[dict[str, Any]]) -> None:
     """Prints the exact match of every model at every length, with 95% intervals."""
     found = [model.get("tasks", {}).get("passkey", {}) for model in models]
     columns = ("filler blocks", "filler tokens", "FAM updates", "documents", *(model["name"] for model in models))
-    table = table_of("pass key: exact match (95% interval)", columns, " | ".join(_reach_notes(models, found)))
+    caption = " | ".join([*notes(models, "passkey"), *_reach_notes(models, found)])
+    table = table_of("pass key: exact match (95% interval)", columns, caption)
     for rows in zip(*(model["passkey"] for model in models), strict=True):
         cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
         # Models may differ in their block size.
@@ -46,7 +47,7 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
     """Prints a task's metrics of every model, the first one also by length, and notes on problems with examples."""
     summaries = [model["tasks"][task] for model in models]
     metric = next(iter(summaries[0]["metrics"]))
-    caption = " | ".join([*_notes(models, task), *_reach_notes(models, summaries)])
+    caption = " | ".join([*notes(models, task), *_reach_notes(models, summaries)])
     columns = ("length", "FAM updates", "examples", *(model["name"] for model in models))
     table = table_of(f"{task}: {metric.replace('_', ' ')} (95% interval)", columns, caption)
     _add_rows(table, summaries, "by_length", metric)
@@ -166,22 +167,22 @@ def number_text(value: float, digits: int = 3, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f}" if abs(value) < LARGE else f"{value:{sign}.{digits}e}"
 
 
-def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
+def notes(models: list[dict[str, Any]], task: str) -> list[str]:
     """Returns one note on problems with examples for each model that has any."""
-    notes = []
+    found = []
     for model in models:
-        summary = model["tasks"][task]
+        summary = model["tasks"].get(task, {})
         counts = {
-            "truncated": summary["truncated"]["examples"],
-            "unreadable": summary["unreadable"]["examples"],
+            "truncated": summary.get("truncated", {}).get("examples", 0),
+            "unreadable": summary.get("unreadable", {}).get("examples", 0),
             "answers at the token limit": summary.get("unfinished", 0),
             "empty answers": summary.get("empty", 0),
         }
-        for part, count in summary["settings"].get("without_room", {}).items():
+        for part, count in summary.get("settings", {}).get("without_room", {}).items():
             counts[f"questions of {part} too long for the shortest length"] = count
         texts = [f"{count} {what}" for what, count in counts.items() if count]
-        notes += [f"{model['name']}: {', '.join(texts)}"] if texts else []
-    return notes
+        found += [f"{model['name']}: {', '.join(texts)}"] if texts else []
+    return found
 
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
