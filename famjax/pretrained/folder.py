@@ -23,7 +23,7 @@ FAM_FILE, FAM_PROMPT, FAM_PREFIX, FAM_GATE = "fam.safetensors", "fam_prompt", "f
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
-    "byte_vocabulary.json",
+    "byte_vocabulary.json", "symbols.json",
 )  # fmt: skip
 # Chat templates with a name, in a folder of their own; also copied.
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"

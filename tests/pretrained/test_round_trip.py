@@ -11,11 +11,13 @@ import pytest
 import safetensors.numpy
 
 from famjax.cli.main import main
-from famjax.data.vocabulary import vocabulary_of
+from famjax.data.symbols import SymbolVocabulary
+from famjax.data.tokenizer_folder import BESIDE, MERGES
+from famjax.data.vocabulary import VOCABULARIES, vocabulary_of
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
-from famjax.pretrained.folder import KEPT_CONFIG, Folder
+from famjax.pretrained.folder import CARRIED, KEPT_CONFIG, Folder, carry
 from famjax.storage import base
 from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import read_config
@@ -292,6 +294,26 @@ def test_texts_end_where_they_ended(tmp_path: Path) -> None:
     assert ends(tmp_path / "longer") == [7, 9]
     assert found["rope_parameters"]["rope_theta"] == 50.0
     assert (found["tokenizer_class"], found["max_position_embeddings"]) == ("Any", 64)
+
+
+def test_every_vocabulary_comes_back(tmp_path: Path) -> None:
+    """The text of a model's tokens is that of an import of its export, also if they are a task's symbols or shifted
+    bytes; import and export carry every file that a vocabulary can have."""
+    assert {*VOCABULARIES, MERGES, *BESIDE} <= set(CARRIED)
+    files = {
+        "symbols": SymbolVocabulary([f"k{n}" for n in range(61)]).files,
+        "bytes": {"byte_vocabulary.json": b'{"offset": 3, "eos": 1, "size": 300}'},
+    }
+    for kind, kept in files.items():
+        config = tiny.config(vocab_size=300)
+        save_model(tmp_path / kind, config, parameters(create(config)))
+        carry(kept, tmp_path / kind)
+        folder = exported(tmp_path / kind, tmp_path / f"{kind} out")
+        assert main(["import-hf", str(folder), str(tmp_path / f"{kind} again")]) == 0
+        before, after = (vocabulary_of(tmp_path / name) for name in (kind, f"{kind} again"))
+        text = before.decode(range(5, 61))
+        assert after.decode(range(5, 61)) == text and type(after) is type(before)
+        assert after.encode(text).tolist() == before.encode(text).tolist()
 
 
 def test_a_tokenizer_that_would_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
