@@ -112,13 +112,13 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
       ConfigError: the stored file is not JSON, or no family of transformers can express the model.
     """
     from famjax.data.vocabulary import vocabulary_of
-    from famjax.pretrained.config_json import NO_EFFECT, SECTION, config_json, describes
+    from famjax.pretrained.config_json import NO_EFFECT, SECTION, config_json, describes, with_tokens
     from famjax.pretrained.folder import KEPT_CONFIG
 
     path = model_dir / KEPT_CONFIG
     if not path.is_file():
         vocabulary = vocabulary_of(model_dir)
-        return config_json(config) | {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos}, {}
+        return with_tokens(config_json(config), vocabulary.bos, vocabulary.eos), {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         section = kept.pop(SECTION, {})

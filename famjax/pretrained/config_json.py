@@ -347,6 +347,13 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
     return hf | {"rope_parameters": rope}
 
 
+def with_tokens(hf: Mapping[str, Any], bos: int | None, eos: int | None) -> dict[str, Any]:
+    """Returns a `config.json` for another vocabulary: with its tokens that begin and end a text, and without what
+    described an earlier one."""
+    plain = {key: value for key, value in hf.items() if not key.endswith("_token_id") and key != "tokenizer_class"}
+    return plain | {"bos_token_id": bos, "eos_token_id": eos}
+
+
 # --- the memory -----------------------------------------------------------------------------------
 
 

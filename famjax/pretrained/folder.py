@@ -75,7 +75,7 @@ class Folder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ConfigError(f"{path} is {'a file' if self.path.exists() else 'not there'}; name a folder of a model")
-        self.config = _json_object(self.path / CONFIG_JSON)
+        self.config = json_object(self.path / CONFIG_JSON)
         if (self.path / ADAPTER_CONFIG).exists():
             raise ConfigError(
                 f"{path} also has an adapter ({ADAPTER_CONFIG}), which transformers adds to the weights; merge it "
@@ -132,7 +132,8 @@ def files_of_import(model_dir: Path) -> dict[str, bytes]:
     return carried_files(model_dir) | ({KEPT_CONFIG: kept.read_bytes()} if kept.is_file() else {})
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises `ConfigError` if the file is missing or holds something else."""
     if not path.is_file():
         raise ConfigError(f"{path.parent} has no {path.name}; name a folder as transformers writes it")
     try:
@@ -156,7 +157,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
                 f"M.from_pretrained('{folder}').save_pretrained('NEW')\""
             )
         raise ConfigError(f"{folder} has neither {SINGLE} nor {INDEX}; is it the folder of a model?")
-    places = _json_object(folder / INDEX).get("weight_map")
+    places = json_object(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()) or not places:
         raise ConfigError(f"{folder / INDEX} has no weight_map; is the file complete?")
     shards: dict[Path, list[str] | None] = {}
@@ -256,7 +257,12 @@ def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.nd
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON in transformers' layout."""
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(values))
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """Returns the content of a JSON file in transformers' layout."""
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8")
 
 
 def memory_name(path: str) -> str:

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Batch, Progress, Task
 from famjax.data.generated import make_generated_task
-from famjax.data.text_task import files_to_keep, make_text_task
-from famjax.data.vocabulary import has_vocabulary
+from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
+from famjax.data.vocabulary import has_vocabulary, vocabulary_files
 from famjax.jobs import distributed
 from famjax.mesh import sharding
 from famjax.nn.weights import parameter_axes, parameter_shapes
-from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
+from famjax.pretrained.config_json import with_tokens
+from famjax.pretrained.folder import KEPT_CONFIG, files_of_import, json_bytes, json_object
 from famjax.storage import base as bases
 from famjax.storage import checkpoint
 from famjax.storage.base import Base
@@ -52,10 +53,11 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
 
     If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
-    vocabulary is the same, all its tokenizer files. A resumed run, which does not read that model, has them already.
+    vocabulary is the same, all its tokenizer files. Otherwise config.json gets the vocabulary's tokens that begin and
+    end a text. A resumed run, which does not read that model, has them already.
 
     Raises:
-      ConfigError: the model directory has a model with another vocabulary.
+      ConfigError: the model directory has a model with another vocabulary, or the import's config.json is not JSON.
     """
     kept = files_to_keep(config)
     if kept and (Path(config.model_dir) / MODEL_JSON).exists() and not has_vocabulary(config.model_dir):
@@ -65,10 +67,13 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
         return kept
     start_dir = split_step(config.initial_checkpoint)[0]
     base = files_of_import(start_dir)
-    same = all(base.get(name) == content for name, content in kept.items())
-    if same and (kept or not has_vocabulary(start_dir)):
+    if kept == (vocabulary_files(str(start_dir)) if has_vocabulary(start_dir) else {}):
         return base
-    return {name: content for name, content in base.items() if name == KEPT_CONFIG} | kept
+    if KEPT_CONFIG not in base:
+        return kept
+    vocabulary, _ = vocabulary_and_files(config)
+    with_own = with_tokens(json_object(start_dir / KEPT_CONFIG), vocabulary.bos, vocabulary.eos)
+    return kept | {KEPT_CONFIG: json_bytes(with_own)}
 
 
 class Start(NamedTuple):

@@ -1,11 +1,18 @@
 """A training that starts from an imported model keeps the files that an export restores."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+
+from famjax.cli.export_hf import their_config
 from famjax.config import DataConfig, MemoryConfig, ModelConfig, PassKeyConfig, SourceConfig, TrainConfig
 from famjax.data.vocabulary import load_vocabulary
-from famjax.pretrained.folder import KEPT_CONFIG
+from famjax.infer.codec import Codec
+from famjax.pretrained.folder import KEPT_CONFIG, carry
 from famjax.train.start import files_beside, make_task
+from tests import tiny
 from tests.pretrained import tokenizers_of_ours
 
 
@@ -35,6 +42,41 @@ def test_files_of_the_import(tmp_path: Path) -> None:
     # A resumed training has the config.json of the model that it started from, which is not named any more.
     (tmp_path / "new" / "checkpoints" / "3").mkdir(parents=True)
     assert KEPT_CONFIG not in files_beside(passkey)
+
+
+def trained_files(tmp_path: Path, vocabulary: str) -> Path:
+    """Returns a folder with the files that a text training with this vocabulary keeps, started from `tmp_path/base`."""
+    (tmp_path / "a.txt").write_text("text")
+    config = TrainConfig(
+        model_dir=str(tmp_path / "new"), initial_checkpoint=str(tmp_path / "base"), task="text",
+        data=DataConfig(sources=(SourceConfig(str(tmp_path / "a.txt")),), vocabulary=vocabulary),
+    )  # fmt: skip
+    folder = tmp_path / "trained"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    carry(files_beside(config), folder)
+    return folder
+
+
+def test_texts_end_at_the_token_of_the_training(tmp_path: Path) -> None:
+    """A training with another vocabulary than the import's ends texts at that vocabulary's token, here and in an
+    export; the import's own vocabulary keeps the import's tokens. One of its files alone is another vocabulary, since
+    the files beside it select the tokenizer's class and tokens."""
+    base = tokenizers_of_ours.write(tmp_path / "base", "byte-level")
+    said = {"eos_token_id": [7, 9], "pad_token_id": 5, "tokenizer_class": "LlamaTokenizer", "pretraining_tp": 3}
+    (base / KEPT_CONFIG).write_text(json.dumps(said))
+    other = tokenizers_of_ours.write(tmp_path / "other", "metaspace")
+    alone = tmp_path / "alone" / "tokenizer.json"
+    alone.parent.mkdir()
+    alone.write_bytes((base / "tokenizer.json").read_bytes())
+    for vocabulary in (base, other, alone, "bytes"):
+        trained = trained_files(tmp_path, str(vocabulary))
+        eos = [7, 9] if vocabulary == base else load_vocabulary(str(vocabulary)).eos
+        assert Codec(trained, 1000).ends == ([] if eos is None else np.atleast_1d(eos).tolist())
+        exported, _ = their_config(trained, tiny.config(qk_norm=True, vocab_size=1000))
+        assert exported["eos_token_id"] == eos
+        assert ("pad_token_id" in exported) == ("tokenizer_class" in exported) == (vocabulary == base)
+        assert exported["pretraining_tp"] == 3
 
 
 def test_the_pass_key_is_written_in_the_tokens_of_the_import(tmp_path: Path) -> None:
