@@ -274,8 +274,11 @@ def vocabulary_path(config: TrainConfig) -> str:
 
 
 def vocabulary_folder(config: TrainConfig) -> Path | None:
-    """Returns the local folder of the vocabulary's files, beside which a chat template may be; None if it has none."""
-    path = vocabulary_path(config) if config.task in TASKS else "bytes"
+    """Returns the local folder of the vocabulary's files, beside which a chat template may be; None if it has none, as
+    the symbols of a task."""
+    if config.task not in TASKS or isinstance(vocabulary_and_files(config)[0], SymbolVocabulary):
+        return None
+    path = vocabulary_path(config)
     if path == "bytes" or "://" in path:
         return None
     return Path(path) if Path(path).is_dir() else Path(path).parent

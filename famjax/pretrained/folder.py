@@ -22,11 +22,11 @@ FAM_FILE, FAM_PROMPT, FAM_PREFIX, FAM_GATE = "fam.safetensors", "fam_prompt", "f
 # Files copied unchanged.
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
-    "byte_vocabulary.json", "symbols.json",
+    "generation_config.json", "vocab.json", "merges.txt", "tokenizer_family.json", "byte_vocabulary.json",
+    "symbols.json",
 )  # fmt: skip
-# Chat templates with a name, in a folder of their own; also copied.
-NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+# Chat templates, which are copied, too: one, and others with a name, in a folder of their own.
+TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 # Settings of a PEFT adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 # Name in a model directory of the config.json that the model was imported with.
@@ -122,7 +122,13 @@ class Folder:
 
 def carried_files(folder: Path) -> dict[str, bytes]:
     """Returns the files of a folder that are copied unchanged, by their path in it."""
-    paths = [*map(folder.joinpath, CARRIED), *sorted(folder.glob(NAMED_TEMPLATES))]
+    files = {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).is_file()}
+    return files | chat_templates(folder)
+
+
+def chat_templates(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder that have its chat templates, by their path in it."""
+    paths = [folder / TEMPLATE, *sorted(folder.glob(NAMED_TEMPLATES))]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 

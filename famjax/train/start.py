@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Batch, Progress, Task
 from famjax.data.generated import make_generated_task
-from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
+from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files, vocabulary_folder
 from famjax.data.vocabulary import has_vocabulary, vocabulary_files
 from famjax.jobs import distributed
 from famjax.mesh import sharding
 from famjax.nn.weights import parameter_axes, parameter_shapes
 from famjax.pretrained.config_json import with_tokens
-from famjax.pretrained.folder import KEPT_CONFIG, files_of_import, json_bytes, json_object
+from famjax.pretrained.folder import KEPT_CONFIG, chat_templates, files_of_import, json_bytes, json_object
 from famjax.storage import base as bases
 from famjax.storage import checkpoint
 from famjax.storage.base import Base
@@ -50,7 +50,8 @@ def targets_of_row(config: TrainConfig) -> int:
 
 
 def files_beside(config: TrainConfig) -> dict[str, bytes]:
-    """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
+    """Returns the files of the task's vocabulary for the model directory, by name, with the chat templates beside it;
+    none for bytes.
 
     If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
     vocabulary is the same, all its tokenizer files. Otherwise config.json gets the vocabulary's tokens that begin and
@@ -63,17 +64,21 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     if kept and (Path(config.model_dir) / MODEL_JSON).exists() and not has_vocabulary(config.model_dir):
         raise ConfigError(f"the model in {config.model_dir} was trained on bytes, not with the vocabulary of the data; "
                           f"set --gin.VOCABULARY=\"'bytes'\", or use an empty MODEL_DIR")  # fmt: skip
-    if not config.initial_checkpoint or checkpoint.latest_step(config.model_dir) is not None:
+    if checkpoint.latest_step(config.model_dir) is not None:
         return kept
+    folder = vocabulary_folder(config)
+    templates = {} if folder is None else chat_templates(folder)
+    if not config.initial_checkpoint:
+        return kept | templates
     start_dir = split_step(config.initial_checkpoint)[0]
     base = files_of_import(start_dir)
     if kept == (vocabulary_files(str(start_dir)) if has_vocabulary(start_dir) else {}):
-        return base
+        return base | templates
     if KEPT_CONFIG not in base:
-        return kept
+        return kept | templates
     vocabulary, _ = vocabulary_and_files(config)
     with_own = with_tokens(json_object(start_dir / KEPT_CONFIG), vocabulary.bos, vocabulary.eos)
-    return kept | {KEPT_CONFIG: json_bytes(with_own)}
+    return kept | templates | {KEPT_CONFIG: json_bytes(with_own)}
 
 
 class Start(NamedTuple):

@@ -1,5 +1,6 @@
 """A training that starts from an imported model keeps the files that an export restores."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +9,10 @@ import numpy as np
 
 from famjax.cli.export_hf import their_config
 from famjax.config import DataConfig, MemoryConfig, ModelConfig, PassKeyConfig, SourceConfig, TrainConfig
+from famjax.data.text_task import vocabulary_folder
 from famjax.data.vocabulary import load_vocabulary
 from famjax.infer.codec import Codec
-from famjax.pretrained.folder import KEPT_CONFIG, carry
+from famjax.pretrained.folder import KEPT_CONFIG, carried_files, carry
 from famjax.train.start import files_beside, make_task
 from tests import tiny
 from tests.pretrained import tokenizers_of_ours
@@ -77,6 +79,28 @@ def test_texts_end_at_the_token_of_the_training(tmp_path: Path) -> None:
         assert exported["eos_token_id"] == eos
         assert ("pad_token_id" in exported) == ("tokenizer_class" in exported) == (vocabulary == base)
         assert exported["pretraining_tp"] == 3
+
+
+def test_the_chat_template_is_that_beside_the_vocabulary(tmp_path: Path) -> None:
+    """A model directory gets the template beside the vocabulary of its training, not the import's, also without an
+    import. A task with symbols of its own has neither a template nor the end-of-text tokens of the import."""
+    base, other = (
+        tokenizers_of_ours.write(tmp_path / name, kind)
+        for name, kind in (("base", "byte-level"), ("other", "metaspace"))
+    )
+    named = "additional_chat_templates/tool_use.jinja"
+    carry({"chat_template.jinja": b"base", named: b"base, tools"}, base)
+    carry({"chat_template.jinja": b"other"}, other)
+    of_other = {"chat_template.jinja": b"other"}
+    of_base = {"chat_template.jinja": b"base", named: b"base, tools"}
+    templates = lambda found: {name: content for name, content in found.items() if name.endswith(".jinja")}
+    for vocabulary, expected in ((base, of_base), (other / "tokenizer.json", of_other), ("bytes", {})):
+        assert templates(carried_files(trained_files(tmp_path, str(vocabulary)))) == expected
+    new = TrainConfig(model_dir=str(tmp_path / "new"), task="text", data=DataConfig(vocabulary=str(other)))
+    assert templates(files_beside(new)) == of_other
+    symbols = TrainConfig(model_dir=str(tmp_path / "new"), initial_checkpoint=str(base), task="parity")
+    assert files_beside(symbols).keys() == {"symbols.json"} and vocabulary_folder(symbols) is None
+    assert vocabulary_folder(dataclasses.replace(symbols, task="passkey")) == base
 
 
 def test_the_pass_key_is_written_in_the_tokens_of_the_import(tmp_path: Path) -> None:
