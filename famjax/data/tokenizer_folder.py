@@ -72,6 +72,7 @@ class Built(NamedTuple):
 def build(kept: Mapping[str, bytes], place: str) -> Built:
     """Builds the tokenizer from the contents of these files by name; `place` is their path, for messages. Raises
     `ConfigError` if a file is broken, or has an unknown setting."""
+    whole = _whole(kept[TOKENIZER_JSON], place) if TOKENIZER_JSON in kept else None
     config = _object(kept, TOKENIZER_CONFIG, place)
     name = class_of(config, _object(kept, FAMILY, place), b'"ByteLevel"' in kept.get(TOKENIZER_JSON, b""), place)
     pieces = None if TOKENIZER_JSON in kept or TOKENIZER_MODEL not in kept else _Pieces(kept[TOKENIZER_MODEL], place)
@@ -87,7 +88,7 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
     if pieces is not None and name in _PLAIN:
         tokenizer = pieces.tokenizer(added)
     else:
-        tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), pieces, place)
+        tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), whole, pieces, place)
     forced = config.get(f"{CLEAN_UP}_for_bpe_even_though_it_will_corrupt_output")
     if config.get(CLEAN_UP) and (forced or type(tokenizer.model).__name__ != "BPE"):
         raise ConfigError(f"{place}: {CLEAN_UP} is set, so decoded text loses spaces; set it to false there")
@@ -130,18 +131,14 @@ def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level
 
 
 def _bare(
-    kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, pieces: "_Pieces | None",
-    place: str,
+    kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, whole: Any,
+    pieces: "_Pieces | None", place: str,
 ) -> Any:  # fmt: skip
-    """Returns the tokenizer before special tokens are added: at most with the added tokens of tokenizer.json."""
+    """Returns the tokenizer before special tokens are added: at most with those of tokenizer.json, `whole`."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
-    if TOKENIZER_JSON in kept:
-        try:
-            whole = Tokenizer.from_buffer(kept[TOKENIZER_JSON])
-        except Exception as error:  # the library raises bare Exceptions
-            raise ConfigError(f"{place} is not a tokenizer.json ({reason_of(error)})") from error
+    if whole is not None:
         if name not in _OF_CLASS:
             return whole
         model = json.loads(kept[TOKENIZER_JSON])["model"]
@@ -170,6 +167,19 @@ def _bare(
     if after is not None:
         tokenizer.post_processor = after
     return tokenizer
+
+
+def _whole(content: bytes, place: str) -> Any:
+    """Returns the tokenizer of a tokenizer.json alone."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exceptions
+        file = place if place.endswith(".json") else f"{place.rstrip('/')}/{TOKENIZER_JSON}"
+        raise ConfigError(
+            f"{file} is not a Hugging Face tokenizer ({reason_of(error)}); is the file complete?"
+        ) from error
 
 
 class _Pieces:
@@ -279,10 +289,10 @@ def _declared(
         own |= found.pop(_EXTRA)
     added: dict[int, Any] = {}
     if "added_tokens_decoder" in found:
-        for index, token in found["added_tokens_decoder"].items():
-            if not isinstance(token, dict):
-                raise ConfigError(f"{place}: added_tokens_decoder of {TOKENIZER_CONFIG} has {token!r}, not an object")
-            added[int(index)] = _token(**token)
+        by_id = found["added_tokens_decoder"]
+        if not isinstance(by_id, dict) or not all(n.isdecimal() and _is_token(one) for n, one in by_id.items()):
+            raise ConfigError(f"{place}: added_tokens_decoder of {TOKENIZER_CONFIG} is not an object of tokens by id")
+        added |= {int(index): _token(**token) for index, token in by_id.items()}
     else:
         for key, value in _object(kept, SPECIAL_TOKENS, place).items():
             if key == _EXTRA and isinstance(value, list):
@@ -356,6 +366,11 @@ def _token(content: str, special: bool = False, **says: Any) -> Any:
 
     flags = {name: says[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in says}
     return AddedToken(content, special=special, **flags)
+
+
+def _is_token(said: Any) -> bool:
+    """Whether a file describes a token as an object."""
+    return isinstance(said, dict) and isinstance(said.get("content"), str)
 
 
 def _content(token: Any) -> Any:

@@ -126,7 +126,7 @@ def test_what_is_no_vocabulary(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in {
         "bad.model": "bad.model is not a SentencePiece model",
-        "bad.json": "bad.json is not a tokenizer.json",
+        "bad.json": "bad.json is not a Hugging Face tokenizer",
         "no.json": "no.json: No such file or directory",
         "empty": "empty has neither tokenizer.json nor tokenizer.model",
         "some.vocab": "neither bytes nor the path of a tokenizer.json",
@@ -134,3 +134,27 @@ def test_what_is_no_vocabulary(tmp_path):
         with pytest.raises(ConfigError, match=message) as error:
             load_vocabulary(str(tmp_path / path))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda whole: whole[:-100], lambda whole: b"", lambda whole: b"<html>404</html>", lambda whole: b"\xff\xfe\x00",
+    lambda whole: b"[" * 100_000, lambda whole: b"[1]",
+    lambda whole: json.dumps(json.loads(whole) | {"padding": "a"}).encode(),
+    lambda whole: json.dumps(json.loads(whole) | {"added_tokens": ["a"]}).encode(),
+], ids=["cut", "empty", "page", "bytes", "nested", "list", "padding", "added"])  # fmt: skip
+def test_a_broken_tokenizer_json(tmp_path, hugging_face, change):
+    """One line names the file, whether it is not JSON or other JSON than a tokenizer's."""
+    (tmp_path / "tokenizer.json").write_bytes(change(hugging_face.read_bytes()))
+    for spec in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ConfigError, match=r"tokenizer.json is not a Hugging Face tokenizer \(") as error:
+            load_vocabulary(str(spec))
+        assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("said", [["a"], {"x": {"content": "a"}}, {"3": "a"}, {"3": {}}])
+def test_added_tokens_that_are_none(tmp_path, hugging_face, said):
+    """`added_tokens_decoder` maps ids to tokens."""
+    (tmp_path / "tokenizer.json").write_bytes(hugging_face.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": said}))
+    with pytest.raises(ConfigError, match="added_tokens_decoder of tokenizer_config.json is not an object of tokens"):
+        load_vocabulary(str(tmp_path))
