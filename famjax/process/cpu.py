@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Mapping
 
-# glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX.
-_MALLOC_OPTIONS = ((-1, 2**31 - 1), (-4, 0), (-8, 1))
+# glibc's malloc.h: M_TRIM_THRESHOLD (-1: never; the largest int is 2 GiB, less than a step of a real model needs),
+# M_MMAP_MAX, M_ARENA_MAX.
+_MALLOC_OPTIONS = ((-1, -1), (-4, 0), (-8, 1))
 _TUNABLES = (
     "glibc.malloc.hugetlb=1",
     "glibc.malloc.mmap_max=0",

@@ -44,3 +44,21 @@ print("none" if not kept else "kept" if faults[-1] < faults[0] / 10 else faults)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() in ("kept", "none"), result.stderr
+
+
+def test_an_area_of_more_than_2_gib_is_kept() -> None:
+    """The heap does not shrink when one is freed. Its pages are not touched, so the test needs no such memory."""
+    code = """
+import ctypes
+from famjax.process import cpu
+kept = cpu.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+area = libc.malloc(3 << 30)
+end = libc.sbrk(0)
+libc.free(area)
+print("none" if not kept or not area else "kept" if libc.sbrk(0) == end else "returned")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() in ("kept", "none"), result.stderr
