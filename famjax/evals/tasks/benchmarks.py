@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -252,8 +252,8 @@ def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
     """
     path, frame = where(name, config, WHERE[name]), frame_of(codec, config.chat)
     found = lambda: (
-        question for file in files.expand(path)
-        for question in itertools.islice(_kv_questions(file, config.depths), config.examples or None)
+        question for _, found in by_file(path, "test")
+        for question in itertools.islice(_kv_questions(found, config.depths), config.examples or None)
     )  # fmt: skip
     every, encode = dataclasses.replace(config, examples=0), Encoder(codec, frame).example
     asking = task(name, "generate", every, encode, found, {"accuracy": string_match_any}, KV_NEW_TOKENS)
@@ -262,10 +262,10 @@ def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
     return dataclasses.replace(asking, stops=(), settings=settings)
 
 
-def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unreadable]:
+def _kv_questions(found: Iterable[Row | Unreadable], depths: Sequence[float]) -> Iterator[Question | Unreadable]:
     turns = itertools.cycle(depths)
     convert: Callable[[dict[str, Any]], Iterator[Question]] = lambda fields: _kv(fields, next(turns))
-    return converted(rows(file, "test"), convert)
+    return converted(found, convert)
 
 
 def _kv(fields: dict[str, Any], depth: float) -> Iterator[Question]:

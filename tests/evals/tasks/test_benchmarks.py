@@ -245,6 +245,17 @@ def test_the_gold_record_is_moved_and_its_place_known(tmp_path, kind):
         assert record in codec.vocabulary.decode(example.context[: example.about["needle"] + 2])
 
 
+def test_a_folder_of_keys_and_values_is_read_file_by_file(tmp_path):
+    """As their glob is: the number of examples is one of each file, not of all files together."""
+    glob = write_kv(tmp_path, 5, 3)
+    write_kv(tmp_path, 9, 3)
+    tasks = [catalog.make("kv_retrieval", EvalConfig(data=(path,), examples=2), BYTES, 64)
+             for path in (glob, str(tmp_path))]  # fmt: skip
+    of_glob, of_folder = ([(one.id, one.about["source"]) for one in task.examples()] for task in tasks)
+    assert of_folder == of_glob == [(f"{i:06d}", f"{keys} keys") for i, keys in enumerate((5, 5, 9, 9))]
+    assert [task.count for task in tasks] == [4, 4]
+
+
 def test_an_answer_that_has_the_value_anywhere_is_right(tmp_path):
     """Case-insensitive substring accuracy, by part, position and reach."""
     metric = catalog.make("kv_retrieval", EvalConfig(data=(write_kv(tmp_path, 5, 2),)), BYTES, 64).metrics["accuracy"]
