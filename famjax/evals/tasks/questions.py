@@ -171,7 +171,8 @@ def task(
                 yield Unreadable(question.id, "a text has a lone surrogate, which UTF-8 cannot encode")
 
     if not check_readable(found(), f"example of {name}"):
-        raise ConfigError(f"{name} has no example; {config.data_of(name)} is empty")
+        split = f", or has no split {config.split!r}" if config.split else ""
+        raise ConfigError(f"{name} has no example; {config.data_of(name)} is empty{split}")
     for metric in (metrics or {}).values():
         metric("a", ["a"])
     settings = {"data": config.data_of(name), "split": config.split}

@@ -83,6 +83,18 @@ def test_narrative_qa_reads_alike_from_every_form(tmp_path):
     assert "b9.content" in missing.reason
 
 
+def test_splits_of_the_original_repository_have_the_names_of_others(tmp_path):
+    """Its qaps.csv calls the validation split `valid`; a split that it does not have is named."""
+    original = schemas.write_original_narrative_qa(tmp_path / "original")
+    table = tmp_path / "original" / "qaps.csv"
+    table.write_text(table.read_text().replace(",test,", ",valid,"))
+    found = [shown([next(iter(make("narrative_qa", original, split=split).examples()))])
+             for split in ("validation", "valid")]  # fmt: skip
+    assert found[0] == found[1]
+    with pytest.raises(ConfigError, match="narrative_qa has no example; .*original is empty, or has no split 'dev_2'"):
+        make("narrative_qa", original, split="dev_2")
+
+
 def test_a_story_is_read_once_for_its_questions(tmp_path):
     """Three questions prefill two stories."""
     task = make("narrative_qa", schemas.write_jsonl(tmp_path / "test.jsonl", schemas.narrative_qa()))
