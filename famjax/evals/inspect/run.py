@@ -116,8 +116,9 @@ def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.nd
 
 
 def _read(codec: Codec, path: str, config: InspectConfig) -> np.ndarray:
-    """Returns the tokens of a text file, of a longer text the first `config.longest`."""
-    return codec.encode(read_text(path, "replace"))[: config.longest or None]
+    """Returns the tokens of a text file, of a longer text the first `config.longest`. Raises `BadText` if it is not
+    UTF-8."""
+    return codec.encode(read_text(path))[: config.longest or None]
 
 
 # --- the trace, for JSON --------------------------------------------------------------------------

@@ -171,6 +171,18 @@ def test_mistakes_are_one_line(words, said, model_dir, tmp_path, capsys) -> None
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flag", ["--input", "--other"])
+def test_a_text_in_another_encoding_is_refused(flag, model_dir, tmp_path, capsys) -> None:
+    """Its letters would be read as replacement characters, which the results would not show."""
+    words = {}
+    for name, encoding in (("--input", "utf-8"), ("--other", "utf-8"), (flag, "latin-1")):
+        words[name] = tmp_path / f"{name}.txt"
+        words[name].write_bytes(("Les Misérables, of a café. " * 4).encode(encoding))
+    flags = [str(word) for pair in words.items() for word in pair]
+    assert main(["inspect", "--model", str(model_dir), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert f"{words[flag]}: this is not UTF-8 text" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def found_with(to_fam: float, change: float, lost: float) -> dict:
     """Returns the findings of a model with one layer and one head."""
     moves = {"mean": -lost, "low": -lost, "high": -lost, "n": 4}
