@@ -89,7 +89,8 @@ def _of_split(folder: str, split: str) -> list[str]:
     has no row file, or only those of other splits."""
     paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
     if not paths:
-        raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
+        raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk; name "
+                          f"other files, for example '{folder}/*.txt'")  # fmt: skip
     # First files that have the split's very name, then those that have it in their names.
     chosen = [path for path in paths if _stem(path) == split]
     split_of = {path: _split_of(path) for path in paths}

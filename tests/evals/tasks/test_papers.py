@@ -153,6 +153,8 @@ def test_texts_are_predicted_from_files_and_rows(tmp_path, name):
     good, bad, short = make(name, str(tmp_path / f"*.{ending}")).examples()
     assert bytes([*good.prompt, *good.scored]).decode() == "théory A" and good.size == 8
     assert "not UTF-8" in bad.reason and "no token" in short.reason
+    with pytest.raises(ConfigError, match=r"no .jsonl, .* name other files, for example '.*/\*.txt'"):
+        make(name, str(tmp_path))  # of a folder, only row files are found
     table = [{"short_book_title": "A", "publication_date": 1, "url": "", "text": "théory A"}]
     (row,) = make(name, schemas.write_jsonl(tmp_path / "r.jsonl", table)).examples()
     assert row.about["name"] == "A" and np.array_equal(row.scored, good.scored)
