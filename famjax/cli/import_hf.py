@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from famjax.data.vocabulary import Vocabulary
     from famjax.pretrained.folder import Folder
     from famjax.storage.pieces import Piece
 
@@ -92,8 +93,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     elif folder.fam:
         refuse(args, ("seed",), "on a folder that has FAM's prompt; leave it out")
     args.seed = args.seed or 0
-    _check_tokenizer(folder, config)
-    tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
+    vocabulary = _vocabulary(folder, config)
+    tokens = _tokens_of(args.fam_text, vocabulary, config) if args.fam_text is not None else None
 
     from famjax.nn.weights import parameter_shapes
     from famjax.storage.arrays import leaves, size_of
@@ -147,14 +148,17 @@ def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dic
     return memory
 
 
-def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:
-    """Raises `ConfigError` if a model that was not trained on bytes comes without a tokenizer: text would be bytes."""
-    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, VOCABULARIES
+def _vocabulary(folder: "Folder", config: ModelConfig) -> "Vocabulary":
+    """Returns the folder's vocabulary. Raises `ConfigError` if it or its special tokens cannot be read, or a model that
+    was not trained on bytes has none: text would be bytes."""
+    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, has_vocabulary, vocabulary_files, vocabulary_from
+    from famjax.infer.codec import Codec
     from famjax.pretrained.config_json import SECTION
 
-    may_read_bytes = config.vocab_size <= BYTE_VOCABULARY_SIZE or SECTION in folder.config
-    if may_read_bytes or folder.vocabulary() or set(VOCABULARIES) & set(folder.carried()):
-        return
+    place = str(folder.path)
+    kept = folder.vocabulary() or (vocabulary_files(place) if has_vocabulary(place) else {})
+    if kept or config.vocab_size <= BYTE_VOCABULARY_SIZE or SECTION in folder.config:
+        return Codec.of(vocabulary_from(kept, place), folder.path).vocabulary
     if (folder.path / TEKKEN).is_file():
         raise ConfigError(
             f'{folder.path} has its tokenizer as {TEKKEN} alone; convert it: python -c "from transformers import '
@@ -166,13 +170,10 @@ def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:
     )
 
 
-def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":
-    from famjax.data.vocabulary import vocabulary_files, vocabulary_from
-
+def _tokens_of(text: str, vocabulary: "Vocabulary", config: ModelConfig) -> "np.ndarray":
     if not config.memory.fam_length:
         raise ConfigError("--fam-text is given, but --fam-length is 0; leave one of them out")
-    place = str(folder.path)
-    tokens = vocabulary_from(folder.vocabulary() or vocabulary_files(place), place).encode(text)
+    tokens = vocabulary.encode(text)
     if not len(tokens) or tokens.max() >= config.vocab_size:
         raise ConfigError("--fam-text has no tokens of the model's vocabulary; give it some words")
     return tokens

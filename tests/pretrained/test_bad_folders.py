@@ -16,6 +16,7 @@ import safetensors.numpy
 from famjax.cli.main import main
 from famjax.pretrained.families import FAMILIES, LLAMA
 from famjax.pretrained.match import pairs
+from tests.pretrained import tokenizers_of_ours
 from tests.pretrained.test_config_json import LLAMA as CONFIG
 
 SHAPES = {
@@ -92,6 +93,14 @@ def with_words(folder: Path, *names: str) -> None:
         (folder / name).write_text("{}")
 
 
+def with_tokenizer(folder: Path, files: dict[str, str]) -> None:
+    """Weights that an import refuses when it converts them, and these tokenizer files over a valid tokenizer."""
+    edited(folder, lambda t: t[QUERY].put((3, 70), (np.nan, np.inf)))
+    tokenizers_of_ours.write(folder, "byte-level")
+    for name, content in files.items():
+        (folder / name).write_text(content)
+
+
 def index_outside(folder: Path) -> None:
     """Lets the index point out of its folder."""
     write_llama(folder)
@@ -129,6 +138,17 @@ BAD = {
     ),
     "no tokenizer": (with_words, "has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)"),
     "tekken": (lambda folder: with_words(folder, "tekken.json"), "has its tokenizer as tekken.json alone; convert it"),
+    "bad tokenizer": (
+        lambda folder: with_tokenizer(folder, {"tokenizer.json": "{"}),
+        "theirs/tokenizer.json is not a Hugging Face tokenizer",
+    ),
+    "unknown tokenizer class": (
+        lambda folder: with_tokenizer(folder, {"tokenizer_config.json": '{"tokenizer_class": "T5Tokenizer"}'}),
+        "the tokenizer class 'T5Tokenizer' is not known",
+    ),
+    "bad generation config": (
+        lambda folder: with_tokenizer(folder, {"generation_config.json": "{"}), "generation_config.json is not JSON",
+    ),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
 

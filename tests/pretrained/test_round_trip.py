@@ -22,7 +22,7 @@ from famjax.storage import base
 from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import read_config
 from tests import tiny
-from tests.pretrained import ours, theirs
+from tests.pretrained import ours, theirs, tokenizers_of_ours
 from tests.pretrained.test_bad_folders import write_llama, write_shards
 from tests.pretrained.test_gguf_tokens import byte_level
 
@@ -54,7 +54,7 @@ ROUND_TRIPS = [(name, "float32") for name in theirs.CASES] + [("gemma3", "bfloat
 def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> None:
     """An imported model without training is exported bit for bit, with its own config.json and one section more."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs", dtype)
-    (source / "tokenizer.json").write_text('{"any": "thing"}')
+    tokenizers_of_ours.write(source, "metaspace")
     template = "additional_chat_templates/tool_use.jinja"
     (source / template).parent.mkdir()
     (source / template).write_text("{{ messages }}")
