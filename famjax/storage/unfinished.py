@@ -75,8 +75,9 @@ def atomic_directory(target: str | Path, needed_bytes: int = 0) -> Iterator[Path
     """Yields a temporary directory, which is renamed to `target` when the context ends without an error.
 
     The temporary directory is next to the target. On errors and interrupts it is removed; one left by a killed process
-    is removed by the next call. Raises `ConfigError` if the target exists and is not an empty directory, its parent
-    does not exist, or less than `needed_bytes` are free.
+    is removed by the next call. A target that is a symbolic link stays one, to the directory that is created. Raises
+    `ConfigError` if the target exists and is not an empty directory, or is a mount point, its parent does not exist,
+    or less than `needed_bytes` are free.
     """
     target, partial = _places(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,12 +138,27 @@ def resumable_directory(target: str | Path, what: str, needed_bytes: int = 0) ->
 
 
 def _places(target: str | Path) -> tuple[Path, Path]:
-    target = Path(target).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    """Returns the directory to create, which a symbolic link may name, and the temporary directory next to it."""
+    target = Path(os.path.realpath(target))
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise ConfigError(f"{target} exists already; name a new directory, or an empty one")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} does not exist; create it first")
+    if target.exists():
+        _check_replaceable(target)
     return target, target.with_name(f".{target.name}.partial")
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises `ConfigError` if nothing can be renamed over an empty directory, by renaming the directory itself."""
+    away = target.with_name(f".{target.name}.{os.getpid()}.away")
+    try:
+        target.rename(away)
+    except OSError as error:  # EBUSY: a mount point, also one of the same file system
+        raise ConfigError(
+            f"{target} cannot be replaced ({error.strerror}); name a new directory, such as one in it"
+        ) from error
+    away.rename(target)
 
 
 def _check_room(target: Path, needed_bytes: int) -> None:

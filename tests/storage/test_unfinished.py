@@ -1,7 +1,10 @@
 """Atomic creation of directories, and work on them that resumes after a kill."""
 
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +124,50 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatc
         pass
     with resumable_directory(tmp_path / "new", "w", 100_000) as (_, journal):
         assert journal.goes_on
+
+
+MAKERS = (atomic_directory, lambda target: resumable_directory(target, "w"))
+
+
+@pytest.mark.parametrize("maker", MAKERS, ids=["atomic", "resumable"])
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "missing"])
+def test_a_link_stays_one(tmp_path: Path, maker: Any, there: bool) -> None:
+    """The directory that a link names is created, next to where it is, whether it is empty or missing."""
+    (tmp_path / "disk").mkdir()
+    if there:
+        (tmp_path / "disk" / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "link"):
+        raise RuntimeError
+    assert (tmp_path / "disk" / "real").exists() == there
+    with maker(tmp_path / "link") as made:
+        partial = made if isinstance(made, Path) else made[0]
+        assert partial.parent == tmp_path / "disk"
+        (partial / "a").write_text("a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "link" / "a").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "disk", "link", "real"]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match="exists already"), maker(tmp_path / "loop"):
+        pass
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory that another is mounted on."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting needs privileges")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("maker", MAKERS, ids=["atomic", "resumable"])
+def test_a_mount_point_is_refused_before_any_work(mount_point: Path, maker: Any) -> None:
+    """Nothing can be renamed over it; a new directory in it is created."""
+    with pytest.raises(ConfigError, match=r"cannot be replaced \(Device or resource busy\)"), maker(mount_point):
+        pytest.fail("the work began")
+    assert [path.name for path in mount_point.parent.rglob("*")] == ["mounted"]
+    with maker(mount_point / "new"):
+        pass
+    assert (mount_point / "new").is_dir()
