@@ -132,16 +132,33 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
 
 def check_tokenizer(model_dir: Path, hf: dict[str, Any]) -> None:
     """Raises `ConfigError` if config.json would make another tokenizer of the model's files: its `model_type` selects
-    the class, and some classes define steps themselves."""
+    the class, and some classes define steps themselves. None keeps all settings of a SentencePiece model."""
     from famjax.data.symbols import SYMBOLS_JSON
-    from famjax.data.tokenizer_folder import FAMILY, family_file, same_steps
-    from famjax.data.vocabulary import BYTE_VOCABULARY, has_vocabulary, vocabulary_files
+    from famjax.data.tokenizer_folder import FAMILY, TOKENIZER_MODEL, family_file, same_steps
+    from famjax.data.vocabulary import (
+        BYTE_VOCABULARY,
+        SentencePieceVocabulary,
+        TokenizerVocabulary,
+        has_vocabulary,
+        vocabulary_files,
+        vocabulary_from,
+    )
 
     kept = vocabulary_files(str(model_dir)) if has_vocabulary(model_dir) else {}
     said = dict(family_file(hf))
     if not kept or {BYTE_VOCABULARY, SYMBOLS_JSON} & set(kept) or kept.get(FAMILY) == said.get(FAMILY):
         return
-    if not same_steps(kept, {name: kept[name] for name in kept if name != FAMILY} | said, str(model_dir)):
+    theirs = {name: kept[name] for name in kept if name != FAMILY} | said
+    ours = vocabulary_from(kept, str(model_dir))
+    if isinstance(ours, SentencePieceVocabulary):
+        text = ours.other_text(TokenizerVocabulary(theirs, str(model_dir)))
+        if text is not None:
+            raise ConfigError(
+                f"{model_dir}: transformers would read {text!r} of {TOKENIZER_MODEL} as other tokens, as it does not "
+                f"keep all settings of SentencePiece, such as add_dummy_prefix and remove_extra_whitespaces; move the "
+                f"file away and load it with the library sentencepiece"
+            )
+    elif not same_steps(kept, theirs, str(model_dir)):
         raise ConfigError(
             f"{model_dir}: transformers would make another tokenizer of its files, as model_type is "
             f"{hf['model_type']}; set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast if it is "

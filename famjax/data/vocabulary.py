@@ -158,6 +158,16 @@ class SentencePieceVocabulary:
         left = len(unfinished(data))
         return self.decode(tokens[: len(tokens) - left]), not left
 
+    def other_text(self, other: Vocabulary) -> str | None:
+        """Returns a text to which another vocabulary gives other ids; None if it agrees on every piece, alone and with
+        spaces around it, and on all of them together, also with characters that normalization changes."""
+        model = self._model
+        of_text = lambda n: not (model.is_unknown(n) or model.is_control(n) or model.is_byte(n) or model.is_unused(n))
+        pieces = [text for n in range(self.size) if of_text(n) and (text := self.decode([n]).strip())]
+        several = (between.join([*pieces, "\ufb01", "\u00bd", "\uff21"]) for between in ("", " ", "  ", "\n"))
+        texts = (*pieces, *(f" {text}" for text in pieces), *(f"{text} " for text in pieces), *several)
+        return next((text for text in texts if not np.array_equal(self.encode(text), other.encode(text))), None)
+
     def _piece(self, token: int) -> str | None:
         return self._model.id_to_piece(token) if 0 <= token < self.size else None
 

@@ -115,16 +115,17 @@ def _write(folder: Path, draw: Draw, kind: str, first: int, files: dict[str, Any
     return shown | {"tokenizer": kind}
 
 
-def sentence_piece(kind: str) -> bytes:
-    """Returns a SentencePiece model with Llama's special tokens, and a user-defined one."""
+def sentence_piece(kind: str, **settings: Any) -> bytes:
+    """Returns a SentencePiece model with Llama's special tokens, and a user-defined one, or with other `settings`."""
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tokenizers_of_ours.TEXTS), model_writer=model, vocab_size=330, byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2, model_type=kind, user_defined_symbols=["[TOOL]"],
-        control_symbols=["<|im_start|>"],
-    )  # fmt: skip
+    usual = {
+        "vocab_size": 330, "byte_fallback": True, "model_type": kind, "user_defined_symbols": ["[TOOL]"],
+        "control_symbols": ["<|im_start|>"], "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
+    lines = iter(tokenizers_of_ours.TEXTS)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **usual | settings)
     return model.getvalue()
 
 

@@ -1,7 +1,9 @@
 """Import, export and import again: tensors bit for bit, config.json, tokenizer, FAM."""
 
+import ast
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from famjax.cli.export_hf import check_tokenizer
 from famjax.cli.main import main
+from famjax.config import ConfigError
 from famjax.data.symbols import SymbolVocabulary
 from famjax.data.tokenizer_folder import BESIDE, MERGES
 from famjax.data.vocabulary import VOCABULARIES, vocabulary_of
@@ -22,6 +26,7 @@ from famjax.storage import base
 from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import read_config
 from tests import tiny
+from tests.data.test_tokenizer_folders import sentence_piece
 from tests.pretrained import ours, theirs, tokenizers_of_ours
 from tests.pretrained.test_bad_folders import write_llama, write_shards
 from tests.pretrained.test_gguf_tokens import byte_level
@@ -334,6 +339,39 @@ def test_a_tokenizer_that_would_change(tmp_path: Path, capsys: pytest.CaptureFix
     text = "12345, it's  two\n\n"
     assert vocabulary_of(tmp_path / "qwen2").encode(text).tolist() == theirs(text)["input_ids"]
     assert vocabulary_of(tmp_path / "gpt-2").encode(text).tolist() != theirs(text)["input_ids"]
+
+
+PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False}
+PIECES = {
+    "default": {}, "spaces": PLAIN | {"remove_extra_whitespaces": True}, "prefix": PLAIN | {"add_dummy_prefix": True},
+    "suffix": PLAIN | {"treat_whitespace_as_suffix": True}, "unigram": PLAIN, "bpe": PLAIN | {"model_type": "bpe"},
+    "normal": PLAIN | {"normalization_rule_name": "nmt_nfkc_cf"}, "no bytes": PLAIN | {"byte_fallback": False},
+    "symbols": PLAIN | {"user_defined_symbols": ["[TOOL]"]},
+}  # fmt: skip
+SENTENCES = ("the lazy fox", " two", "two  spaces ", "why?\n\nGrüße, ﬁ ½ Ａ", "a\tb 世界 🙂 🙂🙂", "THE [TOOL] x", "")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma"])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_sentence_piece_model_that_transformers_reads_differently(name: str, model_type: str, tmp_path: Path) -> None:
+    """A SentencePiece model is refused with a text to which transformers gives other ids than the training, or
+    exported, and then texts have the same ids there."""
+    import transformers
+
+    for folder in ("model", "theirs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tokenizer.model").write_bytes(sentence_piece("unigram", **PIECES[name]))
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    ours = vocabulary_of(tmp_path / "model")
+    same = lambda text: theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
+    try:
+        check_tokenizer(tmp_path / "model", {"model_type": model_type})
+    except ConfigError as error:
+        said = re.search("transformers would read ('.*') of tokenizer.model as other tokens", str(error))
+        assert name != "bpe" and said and not same(ast.literal_eval(said[1])) and "\n" not in str(error)
+    else:
+        assert all(map(same, SENTENCES))
 
 
 def test_an_old_config_json_means_the_same(tmp_path: Path) -> None:
