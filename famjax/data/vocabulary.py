@@ -102,6 +102,22 @@ class ByteVocabulary:
     def __init__(self, offset: int = 0, eos: int | None = None, size: int = 0):
         self.offset, self.eos, self.size = offset, eos, size or offset + BYTE_VOCABULARY_SIZE
 
+    @classmethod
+    def from_file(cls, content: bytes, place: str) -> "ByteVocabulary":
+        """Parses the vocabulary's file; `place` is its path, for messages. Raises `ConfigError` if it is invalid."""
+        try:
+            says = json.loads(content)
+        except ValueError:
+            says = None
+        whole = lambda key, value: (type(value) is int and value >= 0) or (key == "eos" and value is None)
+        if (
+            not isinstance(says, dict)
+            or says.keys() - {"offset", "eos", "size"}
+            or not all(whole(*one) for one in says.items())
+        ):
+            raise ConfigError(f"{place} has no byte vocabulary: restore {BYTE_VOCABULARY} from a copy")
+        return cls(**says)
+
     def encode(self, text: str) -> np.ndarray:
         """Encodes text to int32 ids."""
         return encode(text) + np.int32(self.offset)
@@ -312,7 +328,7 @@ def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
     if TOKENIZER_MODEL in kept or TOKENIZER_JSON in kept or VOCAB in kept:
         return TokenizerVocabulary(kept, place)
     if BYTE_VOCABULARY in kept:
-        return ByteVocabulary(**json.loads(kept[BYTE_VOCABULARY]))
+        return ByteVocabulary.from_file(kept[BYTE_VOCABULARY], place)
     if SYMBOLS_JSON in kept:
         return SymbolVocabulary.from_file(kept[SYMBOLS_JSON], place)
     return ByteVocabulary()

@@ -158,3 +158,13 @@ def test_added_tokens_that_are_none(tmp_path, hugging_face, said):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": said}))
     with pytest.raises(ConfigError, match="added_tokens_decoder of tokenizer_config.json is not an object of tokens"):
         load_vocabulary(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"x": 1}', '{"offset": "a"}', '{"offset": -1}', '{"eos": 1.5}'])
+def test_a_broken_byte_vocabulary(tmp_path, content):
+    """One line, instead of ids that are shifted by something else."""
+    (tmp_path / "byte_vocabulary.json").write_text('{"offset": 3, "eos": null}')
+    assert load_vocabulary(str(tmp_path)).encode("a").tolist() == [100]
+    (tmp_path / "byte_vocabulary.json").write_text(content)
+    with pytest.raises(ConfigError, match="has no byte vocabulary: restore byte_vocabulary.json from a copy"):
+        load_vocabulary(str(tmp_path))
