@@ -3,11 +3,10 @@
 They are Jinja templates that come with a model, so they run in Jinja's sandbox, as in transformers.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from famjax.config import ConfigError
+from famjax.config.text import json_of, read_text
 from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
 from famjax.data.vocabulary import vocabulary_of
 
@@ -78,14 +77,15 @@ def user_message(text: str) -> dict[str, str]:
 
 def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplate | None:
     """Returns the chat template of this name (True: `default`) of a model directory, from `chat_template.jinja` or
-    `tokenizer_config.json`; None if it has none. Raises `ConfigError` if there is no template of this name."""
+    `tokenizer_config.json`; None if it has none. Raises `ConfigError` if there is no template of this name, or a file
+    has no text."""
     root = Path(model_dir)
     config = root / TOKENIZER_CONFIG
-    named = _named(json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None)
+    named = _named(config) if config.is_file() else {}
     files = {"default": root / TEMPLATE_FILE} if (root / TEMPLATE_FILE).is_file() else {}
     files |= {path.stem: path for path in sorted((root / TEMPLATE_FOLDER).glob("*.jinja"))}
     if files:  # files take precedence over tokenizer_config.json
-        named = {key: path.read_text(encoding="utf-8") for key, path in files.items()}
+        named = {key: read_text(path) for key, path in files.items()}
     if not named:
         return None
     wanted = name if isinstance(name, str) else "default"
@@ -94,8 +94,13 @@ def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplat
     return ChatTemplate(named[wanted], getattr(vocabulary_of(root), "names", {}))
 
 
-def _named(said: Any) -> dict[str, str]:
-    """Returns the templates of tokenizer_config.json by name: none, one or several."""
-    if isinstance(said, list):
-        return {one["name"]: one["template"] for one in said}
-    return said if isinstance(said, dict) else {} if said is None else {"default": said}
+def _named(path: Path) -> dict[str, str]:
+    """Returns the templates of a tokenizer_config.json by name: none, one or several."""
+    values = json_of(path.read_bytes(), str(path))
+    said = values.get("chat_template") if isinstance(values, dict) else None
+    if isinstance(said, list) and all(isinstance(one, dict) for one in said):
+        said = {one.get("name"): one.get("template") for one in said}
+    named = said if isinstance(said, dict) else {} if said is None else {"default": said}
+    if not all(isinstance(text, str) for one in named.items() for text in one):
+        raise ConfigError(f"{path}: chat_template is neither a text nor texts with names; correct it, or leave it out")
+    return named

@@ -95,6 +95,19 @@ def test_templates_by_name(tmp_path: Path) -> None:
         chat_template(folder, "tool_use")
 
 
+@pytest.mark.parametrize("said", [5, [1], [{"name": "x"}], {"default": 3}])
+def test_what_is_no_template(said: object, tmp_path: Path) -> None:
+    """One line names the file, for tokenizer_config.json and for a file that is not UTF-8."""
+    folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    with pytest.raises(ConfigError, match="tokenizer_config.json: chat_template is neither a text nor texts"):
+        chat_template(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(ConfigError, match="chat_template.jinja"):
+        chat_template(folder)
+
+
 CONTINUED = {
     "as it is": _TALK, "trimmed": "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}|{% endfor %}",
     "stripped on the right": "{% for m in messages %}<{{ m['content'].rstrip() }}>{% endfor %}",
