@@ -17,6 +17,7 @@ import numpy as np
 from famjax.pretrained.families import FAMILIES
 from famjax.pretrained.folder import CONFIG_JSON, Written, write_tensors
 from famjax.pretrained.match import pairs
+from tests.pretrained import tokenizers_of_ours
 
 D, E, V, HEADS = 2048, 5632, 64000, 16
 
@@ -45,7 +46,7 @@ def write_folder(folder: Path, layers: int) -> int:
         "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / CONFIG_JSON).write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")  # is copied; nothing is tokenized
+    tokenizers_of_ours.write(folder, "byte-level")  # is read and copied; nothing is tokenized
     return written
 
 
