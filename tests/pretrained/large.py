@@ -36,8 +36,8 @@ def write_folder(folder: Path, layers: int) -> int:
     bf16 = np.dtype(ml_dtypes.bfloat16)
     tensors = {pair.name: Written(pair.name, pair.their_shape, bf16) for pair in pairs(FAMILIES[0], shapes)}
     folder.mkdir(parents=True)
-    # Different values, so that they cannot be compressed or shared.
-    numbers = np.random.default_rng(0).integers(0, 2**15, 2**20, np.uint16).view(bf16)
+    # Different values, so that they cannot be compressed or shared, below infinity.
+    numbers = np.random.default_rng(0).integers(0, 0x7F80, 2**20, np.uint16).view(bf16)
     read = lambda name: np.resize(numbers, tensors[name].shape)
     written = sum(write_tensors(folder, tensors.values(), read))
     config = {
