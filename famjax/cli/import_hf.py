@@ -158,7 +158,7 @@ def _vocabulary(folder: "Folder", config: ModelConfig) -> "Vocabulary":
     place = str(folder.path)
     kept = folder.vocabulary() or (vocabulary_files(place) if has_vocabulary(place) else {})
     if kept or config.vocab_size <= BYTE_VOCABULARY_SIZE or SECTION in folder.config:
-        return Codec.of(vocabulary_from(kept, place), folder.path).vocabulary
+        return Codec.of(vocabulary_from(kept, place), folder.path, config.vocab_size).vocabulary
     if (folder.path / TEKKEN).is_file():
         raise ConfigError(
             f'{folder.path} has its tokenizer as {TEKKEN} alone; convert it: python -c "from transformers import '

@@ -140,4 +140,5 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
     from famjax.evals.during_training import evaluation
 
     vocabulary, _ = vocabulary_and_files(config)
-    return evaluation(config.evaluation, vocabulary, config.model.memory.block_size, vocabulary_folder(config))
+    block_size, vocab_size = config.model.memory.block_size, config.model.vocab_size
+    return evaluation(config.evaluation, vocabulary, block_size, vocabulary_folder(config), vocab_size)

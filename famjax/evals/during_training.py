@@ -21,16 +21,20 @@ from famjax.nn.model import Transformer
 Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
-def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int, folder: Path | None = None) -> Evaluate:
+def evaluation(
+    config: EvalConfig, vocabulary: Vocabulary, block_size: int, folder: Path | None = None,
+    vocab_size: int | None = None,
+) -> Evaluate:  # fmt: skip
     """Returns the evaluation on `config.tasks`; `vocabulary` is that of the training, and `folder`, if given, may have
-    its chat template.
+    its chat template and end-of-text tokens, of the model's `vocab_size`.
 
     Examples, and therefore shapes, are the same at each call, so programs are compiled once.
 
     Raises:
       ConfigError: a task's settings or data cannot be used.
     """
-    codecs = [Codec.of(vocabulary, folder) for _ in config.tasks]  # one each: a chat template adds to a codec's ends
+    # One each: a chat template adds to a codec's ends.
+    codecs = [Codec.of(vocabulary, folder, vocab_size) for _ in config.tasks]
     tasks = [catalog.make(name, config, codec, block_size) for name, codec in zip(config.tasks, codecs, strict=True)]
     edges_of = {task.name: _halves(task, config.longest) if task.by_position else () for task in tasks}
 

@@ -6,7 +6,6 @@ Does not import jax, so that invalid texts and stop texts are reported before an
 import copy
 import functools
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.vocabulary import ByteVocabulary, TokenizerVocabulary, Vocabulary, added_before, vocabulary_of
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
-from famjax.pretrained.folder import CONFIG_JSON, KEPT_CONFIG
+from famjax.pretrained.folder import CONFIG_JSON, KEPT_CONFIG, json_object
 from famjax.storage.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
@@ -54,8 +53,8 @@ class Codec:
       ends: end-of-text tokens of the model.
 
     Raises:
-      ConfigError: if the vocabulary or a JSON file is invalid, the vocabulary has more tokens than the model, or the
-        tokenizer adds more than one token before a text.
+      ConfigError: if the vocabulary, a JSON file or its `eos_token_id` is invalid, the vocabulary has more tokens than
+        the model, or the tokenizer adds more than one token before a text.
     """
 
     _warned = False  # whether `_check_begin` has warned
@@ -76,15 +75,16 @@ class Codec:
         self.ends = _ends(root, self.vocabulary, vocab_size)
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, folder: Path | None = None) -> "Codec":
+    def of(cls, vocabulary: Vocabulary, folder: Path | None = None, vocab_size: int | None = None) -> "Codec":
         """Returns a codec for a vocabulary outside a model directory, with the vocabulary's own special tokens, or the
-        chat template and end-of-text tokens of its `folder`, as if that were the model's."""
+        chat template and end-of-text tokens of its `folder`, as if that were the model's, of `vocab_size` tokens
+        (default: the vocabulary's). Raises `ConfigError` if a JSON file or its `eos_token_id` is invalid."""
         codec = cls.__new__(cls)
         codec._root = folder
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
         codec.bos = added_before(vocabulary)
         own = [] if vocabulary.eos is None else [vocabulary.eos]
-        codec.ends = own if folder is None else _ends(folder, vocabulary, vocabulary.size)
+        codec.ends = own if folder is None else _ends(folder, vocabulary, vocab_size or vocabulary.size)
         return codec
 
     def copy(self) -> "Codec":
@@ -239,21 +239,18 @@ def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]
     """Returns the end-of-text ids: `eos_token_id` of generation_config.json, else of config.json.
 
     If both are missing, the tokenizer's EOS token. (`from_pretrained` of transformers ignores the default of the
-    family's configuration, too.)
+    family's configuration, too.) Raises `ConfigError` if `eos_token_id` is neither an id below `vocab_size` nor a list
+    of such ids, since the model would not stop.
     """
-    files = (GENERATION_CONFIG, CONFIG_JSON, KEPT_CONFIG)
-    said = (_json(model_dir / name).get("eos_token_id") for name in files)
-    found: Any = next((one for one in said if one is not None), None)
-    found = vocabulary.eos if found is None else found
-    every = dict.fromkeys(found if isinstance(found, list) else [found])
-    return [token for token in every if type(token) is int and 0 <= token < vocab_size]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); restore it from a copy") from None
-    return values if isinstance(values, dict) else {}
+    for path in (model_dir / name for name in (GENERATION_CONFIG, CONFIG_JSON, KEPT_CONFIG)):
+        found: Any = json_object(path).get("eos_token_id") if path.is_file() else None
+        if found is None:
+            continue
+        every = found if isinstance(found, list) else [found]
+        if not all(type(token) is int and 0 <= token < vocab_size for token in every):
+            raise ConfigError(
+                f"{path}: eos_token_id is {found!r}; it must be the id of one of the model's {vocab_size} tokens, "
+                f"or a list of ids"
+            )
+        return list(dict.fromkeys(every))
+    return [] if vocabulary.eos is None else [vocabulary.eos]

@@ -90,7 +90,7 @@ def test_prompts_are_those_of_the_evaluation(folder, kind):
 def test_an_evaluation_in_training_has_the_prompts_of_the_training(folder, monkeypatch):
     """With the chat template and the ends of answers that `famjax eval` finds in the model directory."""
     data, place = data_of(folder, "chat"), folder / "tokenizer"
-    (place / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
+    (place / "generation_config.json").write_text('{"eos_token_id": [1, 399]}')
     evaluation = EvalConfig(task="babi", data=(f"{folder}/qa[12]_*_test.txt",), lengths=(1600,), examples=4)
     config = config_of(folder, data=data)
     config = dataclasses.replace(config, eval_period=1, evaluation=evaluation)
@@ -101,7 +101,7 @@ def test_an_evaluation_in_training_has_the_prompts_of_the_training(folder, monke
     ours = Codec(place, 400)
     theirs = make("babi", evaluation, ours, BLOCK)
     assert [one.digest() for one in task.examples()] == [one.digest() for one in theirs.examples()]
-    assert codec.ends == ours.ends == [1, 3] and task.settings["chat"]
+    assert codec.ends == ours.ends == [1, 399] and task.settings["chat"]
 
 
 def test_answers_are_right_by_babilongs_rule_and_in_the_form_of_the_worked_examples(folder):

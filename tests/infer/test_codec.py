@@ -8,6 +8,7 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.data.symbols import SymbolVocabulary
+from famjax.data.vocabulary import ByteVocabulary
 from famjax.infer import codec as codecs
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
@@ -134,6 +135,20 @@ def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
     ids = codec.vocabulary.encode("the end")
     stream = codec.stream(())
     assert stream.feed([*ids, eos], stopped=True) == codec.vocabulary.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "hf_config.json"])
+@pytest.mark.parametrize("said", ["</s>", 2.0, True, 1000, -1, {"id": 2}, [2, "</s>"], [2, 1000]])
+def test_an_end_that_is_no_token_of_the_model(name: str, said: object, tmp_path: Path) -> None:
+    """A model whose `eos_token_id` were ignored would never end; the line names the file and the value."""
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    (folder / name).write_text(json.dumps({"eos_token_id": said}))
+    for read in (lambda: Codec(folder, 1000), lambda: Codec.of(ByteVocabulary(), folder, 1000)):
+        with pytest.raises(ConfigError) as error:
+            read()
+        assert str(error.value).startswith(f"{folder / name}: eos_token_id is {said!r}; it must be the id of one of")
+    (folder / name).write_text(json.dumps({"eos_token_id": [999, 2, 999]}))
+    assert Codec(folder, 1000).ends == Codec.of(ByteVocabulary(), folder, 1000).ends == [999, 2]
 
 
 def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:

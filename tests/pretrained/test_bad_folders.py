@@ -94,8 +94,9 @@ def with_words(folder: Path, *names: str) -> None:
 
 
 def with_tokenizer(folder: Path, files: dict[str, str]) -> None:
-    """Weights that an import refuses when it converts them, and these tokenizer files over a valid tokenizer."""
+    """Weights that an import refuses when it reads them, and these files over a valid tokenizer."""
     edited(folder, lambda t: t[QUERY].put((3, 70), (np.nan, np.inf)))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 400}))
     tokenizers_of_ours.write(folder, "byte-level")
     for name, content in files.items():
         (folder / name).write_text(content)
@@ -148,6 +149,20 @@ BAD = {
     ),
     "bad generation config": (
         lambda folder: with_tokenizer(folder, {"generation_config.json": "{"}), "generation_config.json is not JSON",
+    ),
+    "generation config is a list": (
+        lambda folder: with_tokenizer(folder, {"generation_config.json": "[]"}),
+        "generation_config.json does not hold an object",
+    ),
+    "bad end in generation config": (
+        lambda folder: with_tokenizer(folder, {"generation_config.json": '{"eos_token_id": "</s>"}'}),
+        "theirs/generation_config.json: eos_token_id is '</s>'; it must be the id of one of the model's 400 tokens",
+    ),
+    "bad end in config": (
+        lambda folder: with_tokenizer(
+            folder, {"config.json": json.dumps(CONFIG | {"vocab_size": 400, "eos_token_id": [1, 400]})}
+        ),
+        "theirs/config.json: eos_token_id is [1, 400]; it must be the id of one of the model's 400 tokens",
     ),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
