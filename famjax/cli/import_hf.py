@@ -149,16 +149,19 @@ def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dic
 
 
 def _vocabulary(folder: "Folder", config: ModelConfig) -> "Vocabulary":
-    """Returns the folder's vocabulary. Raises `ConfigError` if it or its special tokens cannot be read, or a model that
-    was not trained on bytes has none: text would be bytes."""
+    """Returns the folder's vocabulary. Raises `ConfigError` if it or its special tokens cannot be read, it has more
+    tokens than the model, or a model that was not trained on bytes has none: text would be bytes."""
     from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, has_vocabulary, vocabulary_files, vocabulary_from
-    from famjax.infer.codec import Codec
+    from famjax.infer.codec import Codec, fit
     from famjax.pretrained.config_json import SECTION
 
     place = str(folder.path)
     kept = folder.vocabulary() or (vocabulary_files(place) if has_vocabulary(place) else {})
     if kept or config.vocab_size <= BYTE_VOCABULARY_SIZE or SECTION in folder.config:
-        return Codec.of(vocabulary_from(kept, place), folder.path, config.vocab_size).vocabulary
+        vocabulary = vocabulary_from(kept, place)
+        if kept:  # a model without one may have fewer tokens than bytes; it is used with tokens alone
+            fit(vocabulary, config.vocab_size, place)
+        return Codec.of(vocabulary, folder.path, config.vocab_size).vocabulary
     if (folder.path / TEKKEN).is_file():
         raise ConfigError(
             f'{folder.path} has its tokenizer as {TEKKEN} alone; convert it: python -c "from transformers import '

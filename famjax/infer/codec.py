@@ -64,13 +64,7 @@ class Codec:
         self._root: Path | None = root
         self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = _is_bytes(self.vocabulary)
-        if isinstance(self.vocabulary, TokenizerVocabulary):
-            self.vocabulary.limit(vocab_size)
-        if self.vocabulary.size > vocab_size:
-            what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
-            need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
-            use = need if self.is_bytes else "give the model directory the tokenizer that it was trained with"
-            raise ConfigError(f"the model has {vocab_size} tokens and {what}; {use}")
+        fit(self.vocabulary, vocab_size, str(root))
         self.bos = added_before(self.vocabulary)
         self.ends = _ends(root, self.vocabulary, vocab_size)
 
@@ -229,6 +223,19 @@ class Codec:
             if whole and text.startswith(shown[begin:]):
                 return count
         return 0
+
+
+def fit(vocabulary: Vocabulary, vocab_size: int, place: str) -> None:
+    """Limits the vocabulary in the folder `place` to the tokens of its model, see `TokenizerVocabulary.limit`. Raises
+    `ConfigError` if it has more than the model."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        vocabulary.limit(vocab_size)
+    if vocabulary.size > vocab_size:
+        is_bytes = _is_bytes(vocabulary)
+        what = "no tokenizer for text" if is_bytes else f"a tokenizer of {vocabulary.size}"
+        need = f"it needs at least the {vocabulary.size} of the byte vocabulary"
+        use = need if is_bytes else "give it the tokenizer that it was trained with"
+        raise ConfigError(f"{place}: the model has {vocab_size} tokens and {what}; {use}")
 
 
 def _is_bytes(vocabulary: Vocabulary) -> bool:

@@ -164,6 +164,10 @@ BAD = {
         ),
         "theirs/config.json: eos_token_id is [1, 400]; it must be the id of one of the model's 400 tokens",
     ),
+    "tokenizer of another model": (
+        lambda folder: with_tokenizer(folder, {"config.json": json.dumps(CONFIG)}),
+        "theirs: the model has 100 tokens and a tokenizer of 3",
+    ),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
 
