@@ -70,7 +70,7 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds the sampling flags of `generate` and `chat`; see `settle`."""
     parser.add_argument(
         "--temperature", type=float, metavar="X",
-        help="sampling temperature; 0 is greedy (default: 0, or 1 if another sampling flag is given)",
+        help="sampling temperature; 0 is greedy (default: 0, or 1 with --top-k, --top-p or several samples)",
     )  # fmt: skip
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (default: 0, all)")
     parser.add_argument(
@@ -79,9 +79,11 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--repetition-penalty", type=float, metavar="X",
-        help=f"penalty for the last {RECENT} tokens; above 1 discourages repetition (default: 1)",
+        help=f"penalty for the last {RECENT} tokens, greedy ones too; above 1 discourages repetition (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, metavar="N", help="sampling seed (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="sampling seed; needs a flag that samples, as --temperature (default: 0)"
+    )
 
 
 def utf8(value: str) -> str:
@@ -228,11 +230,15 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def sampling_of(args: argparse.Namespace, samples: int = 1) -> Sampling:
-    """Returns the sampling settings after `settle`. Without a temperature decoding is greedy, unless another flag, or
-    several `samples`, need sampling. Raises `ConfigError` if one is invalid."""
+    """Returns the sampling settings after `settle`. Without a temperature decoding is greedy, unless top-k, top-p or
+    several `samples` need sampling. Raises `ConfigError` if one is invalid, or a seed is given and no other setting
+    samples. With a temperature of 0 a seed is accepted, as by `famjax serve`: the caller knows that it is greedy."""
     temperature = args.temperature
     if temperature is None:
         temperature = 1.0 if args.top_k or args.top_p != 1.0 or samples > 1 else 0.0
+        if temperature == 0 and args.seed != InferConfig.seed:
+            raise ConfigError(f"--seed {args.seed} has no effect in greedy decoding, the default; add --temperature 1 "
+                              f"to sample, or leave it out")  # fmt: skip
     sampling = Sampling(temperature, args.top_k, args.top_p, args.repetition_penalty)
     sampling.validate()
     return sampling

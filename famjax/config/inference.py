@@ -16,7 +16,7 @@ class InferConfig:
       seed: sampling seed.
       max_tokens: maximum tokens to generate.
       temperature, top_k, top_p, repetition_penalty: see `infer/settings.py`. A temperature of None is 0 (greedy), or 1
-        if another setting implies sampling.
+        if top_k, top_p or several samples imply sampling; a seed alone is then refused.
     """
 
     model_dir: str = ""

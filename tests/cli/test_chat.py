@@ -100,6 +100,7 @@ def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     for flags, said in (
         (["--session", str(tmp_path)], "is a directory"), (["--session", "none/a"], "directory is missing"),
         (["--max-tokens", "0"], "at least 1"), (["--top-p", "2"], "top_p"),
+        (["--seed", "7"], "--seed 7 has no effect in greedy decoding"),
     ):  # fmt: skip
         assert main(["chat", "--model", str(model_dir), *flags]) == 2
         assert said in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_text_file_and_pipe_give_the_same_greedy_text(generate, tmp_path: Path) 
     assert generate("--prompt", PROMPT) == desired
     assert generate("--prompt-file", tmp_path / "prompt") == desired
     assert generate("-", stdin=prompt) == desired
-    assert generate("--prompt-file", "-", "--top-k", 40, "--temperature", 0, stdin=prompt) == desired
+    assert generate("--prompt-file", "-", "--top-k", 40, "--temperature", 0, "--seed", 7, stdin=prompt) == desired
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,8 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--prompt", "a", "--mesh", "data=2,data=1"), "'data=2,data=1' has an axis twice"),
         (("--prompt", "a", "--repetition-penalty", "0"), "repetition_penalty is 0"),
         (("--prompt", "a", "--seed", "-1"), "--seed is -1"),
+        (("--prompt", "a", "--seed", "7"), "--seed 7 has no effect in greedy decoding, the default; add --temperature"),
+        (("--prompt", "a", "--seed", "7", "--repetition-penalty", "2"), "--seed 7 has no effect in greedy decoding"),
         (("--prompt", "a", "--stop", ""), "--stop '' has 0 bytes"),
         (("--prompt", "a", "--stop", "x" * 129), "has 129 bytes; it must have 1 to 128"),
         (("--prompt", "a", "--state-out", "no/where"), "--state-out no/where: its directory is missing"),
