@@ -12,6 +12,7 @@ from famjax.evals.metrics import babilong_match, string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.evals.tasks.generated import too_short
+from famjax.evals.tasks.rows import split_of
 from famjax.infer.chat import frame_of
 from famjax.infer.codec import Codec
 
@@ -28,7 +29,8 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
     questions differ only if one does not fit with some model's tokenizer.
 
     Raises:
-      ConfigError: no data is given, it has no question, or no question fits into the shortest length.
+      ConfigError: no data is given, it is a folder or of several splits, it has no question, or no question fits into
+        the shortest length.
     """
     path = config.data_of(name)
     if not path:
@@ -38,7 +40,7 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
         )
     frame = frame_of(codec, config.chat)
     asking = Asking(Pieces(codec.vocabulary, codec.bos, frame), frame.chat)
-    read_all = [one for file in files.expand(path) for one in read(file)]
+    read_all = [one for file in _files(path) for one in read(file)]
     bad = [Unreadable(one.place, one.reason) for one in read_all if not isinstance(one, Question)]
     questions: dict[str, list[Question]] = {}
     for one in read_all:
@@ -78,6 +80,19 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
         {"word_match": judge}, count=count, max_new_tokens=config.max_new_tokens or max(NEW_TOKENS, longest + 16),
         settings=settings, bad=tuple(bad),
     )  # fmt: skip
+
+
+def _files(path: str) -> list[str]:
+    """Returns the files of a path or glob. Raises `ConfigError` if it is a folder, or has files of several splits: a
+    copy of bAbI has the stories of training and test side by side, and a model may have been trained on the former."""
+    paths = files.expand(path)
+    if files.is_directory(paths[0]):
+        raise ConfigError(f"{path} is a folder; name its files, for example 'babi={path.rstrip('/')}/qa1_*_test.txt'")
+    first = {split_of(one): one for one in reversed(paths)}
+    if len(splits := sorted(first.keys() - {""})) > 1:
+        raise ConfigError(f"{path} has files of several splits, such as {' and '.join(first[one] for one in splits)}; "
+                          f"name those of one, for example 'babi=FOLDER/qa*_test.txt'")  # fmt: skip
+    return paths
 
 
 def babilong_labels(questions: list[Question]) -> frozenset[str]:

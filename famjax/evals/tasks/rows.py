@@ -93,9 +93,9 @@ def _of_split(folder: str, split: str) -> list[str]:
                           f"other files, for example '{folder}/*.txt'")  # fmt: skip
     # First files that have the split's very name, then those that have it in their names.
     chosen = [path for path in paths if _stem(path) == split]
-    split_of = {path: _split_of(path) for path in paths}
-    chosen = chosen or [path for path in paths if split_of[path] in SPLITS.get(split, (split,))]
-    others = sorted(set(split_of.values()) - {""})
+    words = {path: split_of(path) for path in paths}
+    chosen = chosen or [path for path in paths if words[path] in SPLITS.get(split, (split,))]
+    others = sorted(set(words.values()) - {""})
     if others and not chosen:
         raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
                           f"--split, or name the file")  # fmt: skip
@@ -107,7 +107,7 @@ def _stem(path: str) -> str:
     return kinds.name_of(path).removesuffix(kinds.GZIP).removesuffix(kinds.ending_of(path))
 
 
-def _split_of(path: str) -> str:
+def split_of(path: str) -> str:
     """Returns the word for a split in a file's name, the first word, the last or any other one: `test` of
     test_00000.jsonl, english_test.jsonl and v1.test.full.jsonl; empty if there is none."""
     words = [word.rstrip("0123456789") for word in re.split(r"[._-]", _stem(path))]

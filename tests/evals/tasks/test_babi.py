@@ -154,6 +154,21 @@ def test_bad_files_and_questions_without_room_are_named(tmp_path):
         catalog.make("babi", EvalConfig(), BYTES, 64)
 
 
+def test_stories_of_training_are_not_evaluated_among_those_of_the_test(tmp_path):
+    """A glob that matches files of both splits is refused, as is a folder, with what to name instead; one split is
+    read, whichever it is."""
+    for name in ("qa1_single-supporting-fact_test", "qa1_single-supporting-fact_train", "qa2_two_test"):
+        (tmp_path / f"{name}.txt").write_text(STORY)
+    train, test = (tmp_path / f"qa1_single-supporting-fact_{split}.txt" for split in ("train", "test"))
+    mixed = f"files of several splits, such as {test} and {train}; name those of one, for example 'babi=FOLDER/qa*_test"
+    with pytest.raises(ConfigError, match=re.escape(mixed)):
+        make(BYTES, str(tmp_path / "qa*.txt"))
+    with pytest.raises(ConfigError, match=re.escape(f"is a folder; name its files, for example 'babi={tmp_path}/qa1_")):
+        make(BYTES, str(tmp_path))
+    assert make(BYTES, str(tmp_path / "qa*_test.txt")).settings["questions"] == {"qa1": 3, "qa2": 3}
+    assert make(BYTES, str(train)).settings["questions"] == {"qa1": 3}
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
     "line",
