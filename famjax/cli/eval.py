@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from famjax.cli.flags import (
@@ -85,7 +86,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TASK=PATH",
-        help="path of a task's data set; PATH alone if there is one task",
+        help="path of a task's data set; PATH alone for one task only",
     )
     group.add_argument(
         "--chat", action=argparse.BooleanOptionalAction,
@@ -185,7 +186,17 @@ def _check_read(args: argparse.Namespace, config: "EvalConfig") -> None:
     for name in sorted(unread):
         if f"EvalConfig.{name}" in bound:
             raise ConfigError(f"--gin.EvalConfig.{name} has no effect {why}")
-    read = {name: config.data_of(name) for name in reads if "data" in reads[name]}
+    _check_data(args, config, [name for name in reads if "data" in reads[name]])
+
+
+def _check_data(args: argparse.Namespace, config: "EvalConfig", names: Sequence[str]) -> None:
+    """Raises `ConfigError` for a `--data` that none of the tasks `names` reads, or without a task if several do."""
+    read = {name: config.data_of(name) for name in names}
+    known = {given.partition("=")[0] for given in config.data if "=" in given}
+    without = [name for name in names if read[name] and name not in known]
+    if len(without) > 1:
+        each = " ".join(f"--data {name}=PATH" for name in without)
+        raise ConfigError(f"--data {read[without[0]]} does not say of which task it is; write {each}")
     for given in args.data:
         name, named, path = given.partition("=")
         if path != read.get(name) if named else given not in read.values():

@@ -128,3 +128,15 @@ def test_one_task_that_reads_a_setting_is_enough(
     monkeypatch.chdir(folder)
     assert main(["eval", "--model", "no/such", *(["--task", task] if task else []), *words]) == 2
     assert "no/such does not exist" in capsys.readouterr().err
+
+
+def test_a_path_without_its_task_is_for_one_task_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Several tasks would read one data set, each in its own way; one line says what to write instead."""
+    monkeypatch.chdir(folder)
+    words = ["--task", "lambada,recall,wikitext", "--data", "once/lambada/test.jsonl"]
+    assert main(["eval", "--model", "no/such", *words]) == 2
+    error = capsys.readouterr().err
+    assert "once/lambada/test.jsonl does not say of which task it is; write --data lambada=PATH --data wik" in error
+    assert error.count("\n") == 1
