@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
 from famjax.config.checks import reason_of
-from famjax.config.text import text_of
+from famjax.config.text import checked, json_of, text_of
+from famjax.data.special_tokens import BY_ID, EXTRA, FLAGS, NAMED, OLD_EXTRA, check_ids, check_special_tokens
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG, FAMILY = "tokenizer_config.json", "tokenizer_family.json"
@@ -31,8 +32,10 @@ VOCAB, MERGES = "vocab.json", "merges.txt"
 TOKENIZER_MODEL = "tokenizer.model"
 BESIDE = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, FAMILY)
 
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+_CHECKS = {
+    VOCAB: check_ids, ADDED_TOKENS: check_ids, TOKENIZER_CONFIG: check_special_tokens,
+    SPECIAL_TOKENS: check_special_tokens,
+}  # fmt: skip
 
 # Classes that use tokenizer.json unchanged.
 _PLAIN = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")
@@ -279,39 +282,34 @@ def _declared(
     kept: Mapping[str, bytes], config: Mapping[str, Any], marked: list[Any] | None, place: str
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
     """Returns special tokens by name (None: there is none), those without a name, and tokens to add by id."""
-    from tokenizers import AddedToken
-
     found = dict(config)
-    if _OLD_EXTRA in found and not found.get(_EXTRA):
-        found[_EXTRA] = found.pop(_OLD_EXTRA)
+    if OLD_EXTRA in found and not found.get(EXTRA):
+        found[EXTRA] = found.pop(OLD_EXTRA)
     own = {key: token for key, token in found.items() if _is_own(key) and isinstance(token, str)}
-    if isinstance(found.get(_EXTRA), dict):
-        own |= found.pop(_EXTRA)
+    if isinstance(found.get(EXTRA), dict):
+        own |= found.pop(EXTRA)
     added: dict[int, Any] = {}
-    if "added_tokens_decoder" in found:
-        by_id = found["added_tokens_decoder"]
-        if not isinstance(by_id, dict) or not all(n.isdecimal() and _is_token(one) for n, one in by_id.items()):
-            raise ConfigError(f"{place}: added_tokens_decoder of {TOKENIZER_CONFIG} is not an object of tokens by id")
-        added |= {int(index): _token(**token) for index, token in by_id.items()}
+    if BY_ID in found:
+        added |= {int(index): _token(**token) for index, token in found[BY_ID].items()}
     else:
         for key, value in _object(kept, SPECIAL_TOKENS, place).items():
-            if key == _EXTRA and isinstance(value, list):
-                here = list(found.get(_EXTRA) or [])
+            if key == EXTRA and isinstance(value, list):
+                here = list(found.get(EXTRA) or [])
                 found[key] = here + [token for token in value if token not in here]
-            elif key == _EXTRA and isinstance(value, dict):
+            elif key == EXTRA and isinstance(value, dict):
                 own |= value
             else:
                 found[key] = {**value, "special": True} if isinstance(value, dict) else value
         special = {str(_content(found[key])) for key in NAMED if found.get(key)}
-        special |= {str(_content(token)) for token in found.get(_EXTRA) or ()}
+        special |= {str(_content(token)) for token in found.get(EXTRA) or ()}
         for text, index in _object(kept, ADDED_TOKENS, place).items():
             added[index] = _token(text, special=text in special, normalized=text not in special)
         for token in json.loads(kept.get(TOKENIZER_JSON, b"{}")).get("added_tokens", ()):
             added[token["id"]] = _token(**token)
     if marked is not None:
-        found[_OLD_EXTRA] = marked
-    if _OLD_EXTRA in found and _EXTRA not in found:
-        found[_EXTRA] = found.pop(_OLD_EXTRA)
+        found[OLD_EXTRA] = marked
+    if OLD_EXTRA in found and EXTRA not in found:
+        found[EXTRA] = found.pop(OLD_EXTRA)
     own |= {key: token for key, token in found.items() if _is_own(key) and isinstance(token, str)}
     by_text = {token.content: token for token in added.values()}
     names = {key: found[key] for key in NAMED if key in found}
@@ -319,10 +317,7 @@ def _declared(
     names = {key: None if token is None else of_text(token) for key, token in names.items()}
     as_token = lambda token: _token(**token) if isinstance(token, dict) else token
     named = {key: as_token(token) for key, token in (names | own).items()}
-    for key, token in named.items():
-        if token is not None and not isinstance(token, str | AddedToken):
-            raise ConfigError(f"{place}: {key} is {token!r}, not a token")
-    return named, [as_token(token) for token in found.get(_EXTRA) or ()], added
+    return named, [as_token(token) for token in found.get(EXTRA) or ()], added
 
 
 def _is_own(key: str) -> bool:
@@ -364,13 +359,8 @@ def _begin_and_end(tokenizer: Any, config: Mapping[str, Any], names: Mapping[str
 def _token(content: str, special: bool = False, **says: Any) -> Any:
     from tokenizers import AddedToken
 
-    flags = {name: says[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in says}
+    flags = {name: says[name] for name in FLAGS if name in says}
     return AddedToken(content, special=special, **flags)
-
-
-def _is_token(said: Any) -> bool:
-    """Whether a file describes a token as an object."""
-    return isinstance(said, dict) and isinstance(said.get("content"), str)
 
 
 def _content(token: Any) -> Any:
@@ -379,12 +369,14 @@ def _content(token: Any) -> Any:
 
 
 def _object(kept: Mapping[str, bytes], name: str, place: str) -> dict[str, Any]:
-    try:
-        values = json.loads(kept.get(name) or b"{}")
-    except ValueError as error:
-        raise ConfigError(f"{place}: {name} next to it is not JSON ({error}); restore it from a copy") from None
+    """Returns the JSON object in a file; {} if there is no file. Raises `ConfigError` if the file holds something else,
+    or its tokens or ids are malformed."""
+    file = f"{place}: {name} next to it"
+    values = checked(json_of(kept.get(name) or b"{}", file), file)
     if not isinstance(values, dict):
-        raise ConfigError(f"{place}: {name} next to it does not hold an object; is it the right file?")
+        raise ConfigError(f"{file} does not hold an object; is it the right file?")
+    if name in _CHECKS:
+        _CHECKS[name](values, file)
     return values
 
 

@@ -151,12 +151,49 @@ def test_a_broken_tokenizer_json(tmp_path, hugging_face, change):
         assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("said", [["a"], {"x": {"content": "a"}}, {"3": "a"}, {"3": {}}])
+@pytest.mark.parametrize(
+    "said",
+    [["a"], {"x": {"content": "a"}}, {"3": "a"}, {"3": {}}, {"9" * 5000: {"content": "a"}},
+     {"3": {"content": "a", "lstrip": "yes"}}],
+)  # fmt: skip
 def test_added_tokens_that_are_none(tmp_path, hugging_face, said):
     """`added_tokens_decoder` maps ids to tokens."""
     (tmp_path / "tokenizer.json").write_bytes(hugging_face.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": said}))
-    with pytest.raises(ConfigError, match="added_tokens_decoder of tokenizer_config.json is not an object of tokens"):
+    with pytest.raises(
+        ConfigError, match="tokenizer_config.json next to it: added_tokens_decoder is not an object of "
+    ):
+        load_vocabulary(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"eos_token": {"x": 1}}, {"eos_token": 5}, {"pad_token": {"content": 1}}, {"bos_token": ["a"]},
+     {"unk_token": {"content": "a", "lstrip": None}}, {"additional_special_tokens": 5},
+     {"additional_special_tokens": "a"}, {"additional_special_tokens": ["a", 5]}, {"extra_special_tokens": [None]},
+     {"extra_special_tokens": {"image_token": 5}}, {"extra_special_tokens": [{"x": 1}]}, {"eos_token": "\ud83d"}],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_that_are_none(tmp_path, hugging_face, name, said):
+    """One line names the file and the key, in place of a traceback."""
+    (tmp_path / "tokenizer.json").write_bytes(hugging_face.read_bytes())
+    (tmp_path / name).write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=f"{name} next to it: .*{next(iter(said))}") as error:
+        load_vocabulary(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("said", ["0", 1.0, True, None, -1, 2**32])
+@pytest.mark.parametrize("name", ["added_tokens.json", "vocab.json"])
+def test_ids_that_are_none(tmp_path, hugging_face, name, said):
+    """Of a token to add, and of a token of Qwen's vocabulary."""
+    if name == "added_tokens.json":
+        (tmp_path / "tokenizer.json").write_bytes(hugging_face.read_bytes())
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / name).write_text(json.dumps({"a": 0, "b": said}))
+    with pytest.raises(ConfigError, match=f"{name} next to it: 'b' is {said!r}, not an id"):
         load_vocabulary(str(tmp_path))
 
 
