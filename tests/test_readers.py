@@ -22,7 +22,6 @@ DECODERS = {
     "config/text.py": "the one place",
     "config/model.py": "the text of model.json, read by storage/model_dir.py",
     "data/sources.py": "a look whether a text is JSON",
-    "infer/codec.py": "a tokenizer's files", "data/chat_template.py": "a tokenizer's files",
     "data/vocabulary.py": "a tokenizer's files", "data/symbols.py": "a task's own vocabulary, written by famjax",
     "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
