@@ -227,7 +227,7 @@ class Codec:
 
 def fit(vocabulary: Vocabulary, vocab_size: int, place: str) -> None:
     """Limits the vocabulary in the folder `place` to the tokens of its model, see `TokenizerVocabulary.limit`. Raises
-    `ConfigError` if it has more than the model."""
+    `ConfigError` if it has more than the model, or begins a text with another one."""
     if isinstance(vocabulary, TokenizerVocabulary):
         vocabulary.limit(vocab_size)
     if vocabulary.size > vocab_size:
@@ -236,6 +236,11 @@ def fit(vocabulary: Vocabulary, vocab_size: int, place: str) -> None:
         need = f"it needs at least the {vocabulary.size} of the byte vocabulary"
         use = need if is_bytes else "give it the tokenizer that it was trained with"
         raise ConfigError(f"{place}: the model has {vocab_size} tokens and {what}; {use}")
+    if (begin := added_before(vocabulary)) is not None and begin >= vocab_size:
+        raise ConfigError(
+            f"{place}: the tokenizer begins a text with token {begin}, but the model has {vocab_size} tokens; "
+            f"give it the tokenizer that it was trained with"
+        )
 
 
 def _is_bytes(vocabulary: Vocabulary) -> bool:
@@ -260,4 +265,9 @@ def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]
                 f"or a list of ids"
             )
         return list(dict.fromkeys(every))
+    if vocabulary.eos is not None and vocabulary.eos >= vocab_size:
+        raise ConfigError(
+            f"{model_dir}: the tokenizer's end-of-text token has id {vocabulary.eos}, but the model has {vocab_size} "
+            f"tokens; set eos_token_id in {GENERATION_CONFIG} to one of them"
+        )
     return [] if vocabulary.eos is None else [vocabulary.eos]

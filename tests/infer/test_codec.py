@@ -201,6 +201,26 @@ def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
         Codec(folder, 50)
 
 
+def test_begin_and_end_of_text_that_the_model_does_not_have(tmp_path: Path) -> None:
+    """Added tokens may be beyond the embedding, but not those of every text; `eos_token_id` may name another end."""
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    rows = Codec(folder, 1000).vocabulary.size
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Codec(folder, rows + 1).ends == [rows]
+    with pytest.raises(ConfigError, match=f"end-of-text token has id {rows}, but the model has {rows} tokens; set eos"):
+        Codec(folder, rows)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    assert Codec(folder, rows).ends == [1]
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["added_tokens"].append(whole["added_tokens"][0] | {"id": rows, "content": "<begin>"})
+    whole["post_processor"]["special_tokens"]["<s>"]["ids"] = [rows]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert Codec(folder, rows + 2).bos == rows
+    with pytest.raises(ConfigError, match=f"begins a text with token {rows}, but the model has {rows} tokens"):
+        Codec(folder, rows)
+
+
 def test_names_of_tokens_are_text() -> None:
     """A synthetic task's model reads and writes names: token by token the text of all tokens, before and after a
     prompt."""
