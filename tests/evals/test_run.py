@@ -1,6 +1,7 @@
 """A whole evaluation of model directories: what it reuses of an earlier one, and which runs can be compared."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,29 @@ def test_documents_that_are_not_read_or_truncated_are_reported_in_the_terminal(
     assert "one: 1 truncated, 2 unreadable" in below and f"one: {tasks['passkey']['n']} truncated" in below
     first = f"{tmp_path / 't' / 'b.txt'}: there is no token to predict"
     assert f"text: 2 places of the data cannot be read; the first is {first}\n" in shown.err
+
+
+def test_results_of_other_tasks_are_replaced_with_a_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Another task and one of the harness say before any work whose results they replace; the same tasks and one more
+    do not, and the first ones are of their answers."""
+    words = ["eval", "--model", str(models / "one"), "--output", str(tmp_path), "--lengths", "256", "--examples", "2"]
+    assert main([*words, "--task", "recall"]) == 0
+    before = (tmp_path / "results.json").read_bytes()
+    harness_words = [*words[:5], "--lm-eval", "no_such_task"]
+    for other, code in (harness_words, 2), ([*words, "--task", "copy"], 0):
+        capsys.readouterr()
+        assert main(other) == code
+        error = capsys.readouterr().err
+        assert f"replaces the results of recall in {tmp_path}/results.json, unless you name another directory" in error
+        assert ("for both in one, evaluate --task recall,copy" in error) == ("--task" in other)
+    capsys.readouterr()
+    assert main([*words, "--task", "copy,recall"]) == 0 and lines(tmp_path) == 4
+    assert "replaces" not in capsys.readouterr().err
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["models"]
+    (alone,) = json.loads(before)["models"]
+    assert list(entry["tasks"]) == ["copy", "recall"] and entry["tasks"]["recall"] == alone["tasks"]["recall"]
 
 
 def test_a_comparison_is_of_the_results_not_of_all_answers_in_the_folder(models: Path, tmp_path: Path) -> None:

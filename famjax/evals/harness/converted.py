@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from famjax.evals import results
+from famjax.evals.reports.page import HARNESS
 from famjax.evals.runner import PROMPT_SHOWN
 from famjax.evals.samples import Sample, key_of
 from famjax.evals.statistics import Z95
@@ -21,8 +22,8 @@ KINDS = {"multiple_choice": "choose", "generate_until": "generate"}
 
 
 def task_name(name: str) -> str:
-    """Returns the name of a harness task in our results."""
-    return f"lm-eval:{name}"
+    """Returns the name in our results of a task of the harness, or of several with commas."""
+    return f"{HARNESS}{name}"
 
 
 def settings_of(found: dict[str, Any], name: str, version: str) -> dict[str, Any]:

@@ -64,9 +64,12 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install -e '.[lm-eval]'") from error
+    from famjax.evals.harness import converted
+    from famjax.evals.reports import page
     from famjax.evals.run import names_of
 
     models = names_of(config.model_dirs)
+    page.report_replaced(config.output_dir, converted.task_name(config.tasks))
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
     known = set(manager.all_tasks)
@@ -96,6 +99,7 @@ def _write_results(
 ) -> None:
     """Writes `results.json`, `samples.jsonl` and `report.html` in our format; prints tables if there are several
     models."""
+    from famjax.evals.harness import converted
     from famjax.evals.reports import page, report
     from famjax.evals.run import side_by_side
 
@@ -108,8 +112,8 @@ def _write_results(
                     file.add(sample)
         file.sync()
     content = {
-        "task": f"lm-eval:{config.tasks}", "version": famjax.__version__, "settings": dataclasses.asdict(config),
-        "models": entries,
+        "task": converted.task_name(config.tasks), "version": famjax.__version__,
+        "settings": dataclasses.asdict(config), "models": entries,
     }  # fmt: skip
     data, shown = page.write(output, content)
     for task in entries[0]["tasks"] if len(entries) > 1 else ():

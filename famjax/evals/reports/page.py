@@ -4,21 +4,47 @@ Its content comes from `results.json`. Text from data (paths, prompts, answers) 
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from famjax.config.text import json_of
 from famjax.evals import reach
 from famjax.evals.reports import charts, html, language_report, report
 from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
 
 REPORT_HTML = "report.html"
+# Begins the task of results of lm-evaluation-harness.
+HARNESS = "lm-eval:"
 # Metrics that are not in [0, 1]: their charts choose their own range.
 UNBOUNDED = ("bits_per_byte",)
 # The models that were evaluated on a task: (number among all models, entry in the results, its summary of the task).
 Evaluated: TypeAlias = Sequence[tuple[int, dict[str, Any], dict[str, Any]]]
+
+
+def report_replaced(folder: str | Path, task: str) -> None:
+    """Prints that the results in a folder will be replaced, if they are of a task that is not in `task`.
+
+    `task` is that of `results.json`: names, separated by commas, after `lm-eval:` if they are the harness's.
+    """
+    path = Path(folder) / report.RESULTS_JSON
+    if not path.exists():
+        return
+    before, now = _tasks(json_of(path.read_bytes(), str(path)).get("task", "")), _tasks(task)
+    if lost := [name for name in before if name not in now]:
+        every = ",".join(dict.fromkeys(before + now))
+        both = "" if HARNESS in every else f"; for both in one, evaluate --task {every}, which reuses the answers"
+        print(f"replaces the results of {', '.join(lost)} in {path}, unless you name another directory with --output"
+              f"{both}", file=sys.stderr)  # fmt: skip
+
+
+def _tasks(task: str) -> list[str]:
+    """Returns the names in `task` of `results.json`, each with its prefix."""
+    prefix = HARNESS if task.startswith(HARNESS) else ""
+    return [prefix + name.strip() for name in task.removeprefix(prefix).split(",") if name.strip()]
 
 
 def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
