@@ -66,6 +66,11 @@ def read(path: str) -> Book:
     return Book(path, body, encoding, len(text) - len(body))
 
 
+def has_frame(text: str) -> bool:
+    """Returns whether a text, read as it is, has the header of a book of Project Gutenberg."""
+    return bool(OF_GUTENBERG.match(text) or START.search(text))
+
+
 def _text(content: bytes, path: str) -> tuple[str, str]:
     """Returns (encoding, text). UTF-8 is tried first: the file may have been converted without updating the header."""
     named = ENCODING.search(content[:HEADER])

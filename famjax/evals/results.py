@@ -44,6 +44,8 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
         "tokens_not_read_again": sum((count - 1) * context for (_, context), count in shared.items()),
         "settings": dict(task.settings),
     }
+    if framed := sum(language.FRAMED in sample.about for sample in samples):
+        summary[language.FRAMED] = framed
     if task.kind == "generate":
         summary |= {
             "unfinished": sum(sample.finish == "length" for sample in samples),

@@ -86,6 +86,21 @@ def test_documents_that_are_not_read_or_truncated_are_reported_in_the_terminal(
     assert f"text: 2 places of the data cannot be read; the first is {first}\n" in shown.err
 
 
+def test_books_with_header_and_licence_are_predicted_whole_and_counted(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A text is predicted as it is, as in training; how many have Project Gutenberg's header is in terminal, results
+    and report."""
+    frame = "*** {} OF THE PROJECT GUTENBERG EBOOK X ***\n"
+    book = f"\ufeffThe Project Gutenberg eBook of X\n{frame.format('START')}Text.\n{frame.format('END')}Licence.\n"
+    glob = texts(tmp_path / "t", a="The first text, which mentions Project Gutenberg.", b=book)
+    found = evaluate(models / "one", tmp_path / "out", task="text", sources=(glob,))["tasks"]["text"]
+    assert found["with_gutenberg_header"] == 1 and found["n"] == 2
+    assert found["tokens"] >= len(book) - 1
+    assert "1 with header and licence of Project Gutenberg in the" in " ".join(capsys.readouterr().out.split())
+    assert "1 text with header and licence of Project Gutenberg" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_results_of_other_tasks_are_replaced_with_a_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

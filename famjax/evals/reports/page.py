@@ -14,6 +14,7 @@ from famjax.config.text import json_of
 from famjax.evals import reach
 from famjax.evals.reports import charts, html, language_report, report
 from famjax.evals.reports.charts import Line, Point
+from famjax.evals.tasks.language import FRAMED
 from famjax.storage.model_dir import write_text
 
 REPORT_HTML = "report.html"
@@ -190,6 +191,7 @@ def _warnings(tasks: Evaluated) -> str:
             (bad["examples"], "example", "could not be read"),
             (summary.get("unfinished"), "answer", "at the token limit"),
             (summary.get("empty"), "answer", "empty"),
+            (summary.get(FRAMED), "text", "with header and licence of Project Gutenberg"),
             *((number, "question", f"of {part} too long for the shortest length")
               for part, number in summary["settings"].get("without_room", {}).items()),
         )  # fmt: skip

@@ -11,6 +11,7 @@ from rich.table import Table
 from famjax.evals import reach
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
+from famjax.evals.tasks.language import FRAMED
 from famjax.process.shown import wide_console
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
@@ -177,6 +178,7 @@ def notes(models: list[dict[str, Any]], task: str) -> list[str]:
             "unreadable": summary.get("unreadable", {}).get("examples", 0),
             "answers at the token limit": summary.get("unfinished", 0),
             "empty answers": summary.get("empty", 0),
+            "with header and licence of Project Gutenberg in the text": summary.get(FRAMED, 0),
         }
         for part, count in summary.get("settings", {}).get("without_room", {}).items():
             counts[f"questions of {part} too long for the shortest length"] = count

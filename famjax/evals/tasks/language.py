@@ -17,6 +17,7 @@ from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.config.data import as_sources
 from famjax.config.text import BadText
 from famjax.data import sources
+from famjax.data.books import has_frame
 from famjax.data.examples import Documents
 from famjax.data.sources import open_each
 from famjax.data.vocabulary import Vocabulary
@@ -25,6 +26,8 @@ from famjax.evals.statistics import gap_interval, ratio_interval
 from famjax.evals.tasks.base import Example, Task, Unreadable, check_readable
 from famjax.infer.codec import Codec
 
+# In `Example.about` and in results: texts that are predicted with header and licence of Project Gutenberg.
+FRAMED = "with_gutenberg_header"
 # End of the last bucket of positions.
 FARTHEST = 2**30
 
@@ -32,12 +35,13 @@ FARTHEST = 2**30
 @dataclasses.dataclass(frozen=True)
 class Document:
     """A text to predict, int32 [n], its place in the source, and its hash. `size` has the bytes of the text after its
-    first token, which is not predicted."""
+    first token, which is not predicted; `framed` is whether header and licence of Project Gutenberg are in it."""
 
     name: str
     tokens: np.ndarray
     size: float
     digest: str = ""
+    framed: bool = False
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
@@ -76,7 +80,8 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | 
     if len(tokens) < 2:
         return Unreadable(document.place, "there is no token to predict")
     given = 0 if tokens[0] == vocabulary.bos else len(vocabulary.token_bytes(int(tokens[0])))
-    return Document(document.place, tokens, len(text) - given, digest)
+    framed = has_frame(document.inputs + document.targets)
+    return Document(document.place, tokens, len(text) - given, digest, framed)
 
 
 def _count(config: EvalConfig) -> int:
@@ -140,7 +145,9 @@ def predicted(
     def example(number: int, document: Document | Unreadable) -> Example | Unreadable:
         if isinstance(document, Unreadable):
             return document
-        tokens, about = document.tokens, {"name": document.name, "text": document.digest}
+        tokens = document.tokens
+        about: dict[str, Any] = {"name": document.name, "text": document.digest}
+        about |= {FRAMED: True} if document.framed else {}
         return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=document.size, about=about)
 
     examples = lambda: (example(i, document) for i, document in enumerate(found()))
