@@ -58,7 +58,9 @@ ROUND_TRIPS = [(name, "float32") for name in theirs.CASES] + [("gemma3", "bfloat
 @pytest.mark.parametrize(("name", "dtype"), ROUND_TRIPS)
 def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> None:
     """An imported model without training is exported bit for bit, with its own config.json and one section more."""
-    source = theirs.save(theirs.CASES[name], tmp_path / "theirs", dtype)
+    case = theirs.CASES[name]
+    case = case._replace(settings=case.settings | {"vocab_size": 400})  # room for the tokenizer's 362
+    source = theirs.save(case, tmp_path / "theirs", dtype)
     tokenizers_of_ours.write(source, "metaspace")
     template = "additional_chat_templates/tool_use.jinja"
     (source / template).parent.mkdir()
