@@ -124,7 +124,7 @@ def twins() -> list[Run]:
 
 def segments() -> list[Run]:
     """Returns the runs of gated FAM and BSWA with memory segments, and of FAM that has segments only after it has
-    learned without, one per seed."""
+    learned without, and of FAM with one segment from the start in as many steps as that, one per seed."""
     asked = (Asked("1,4,16,64,256,1024"),)
     part = lambda name, about, experiment, seed, start, *bindings: Run(
         f"{name}_seed{seed}", "segments", f"{about}, seed {seed}", (*bindings, f"RANDOM_SEED={seed}"), experiment,
@@ -140,7 +140,8 @@ def segments() -> list[Run]:
                 part(f"gated_then_m{m}", f"gated FAM, M = 0, then {m}", GATED, seed, "gated", beside,
                      "TRAIN_STEPS=600", "LEARNING_RATE=1.5e-3"),
             ]  # fmt: skip
-    return runs
+    longer = ("MEMORY_SEGMENTS=1", "TRAIN_STEPS=1800")
+    return runs + [part("gated_long_m1", "gated FAM, M = 1, 1,800 steps", GATED, seed, "", *longer) for seed in SEEDS]
 
 
 PAPER = (

@@ -2,6 +2,7 @@
 
     python launch/studies/real_model_facts.py DIR                           the same command resumes an interrupted run
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
+    ... --quick                                                             two steps of each, as a smoke test
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
 before it and changes little. Seven hours on one core of an AMD EPYC beside another training:
@@ -39,6 +40,7 @@ from famjax.data import files
 MQAR, PERSONS, FACTS, TEXT = (
     f"gin/experiments/smollm2_{name}.gin" for name in ("mqar", "persons", "facts", "facts_text")
 )
+QUICK_STEPS = 2
 
 
 class _Macro(str):
@@ -127,6 +129,9 @@ def main() -> int:
     parser.add_argument("--babi", type=Path, metavar="FOLDER", help="bAbI v1.2, the folder with qa1_*_train.txt")
     parser.add_argument("--books", metavar="GLOB", help="books to train on, for the trainings with bAbI")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the trainings (default: 1)")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_STEPS} steps of each training; use a DIR of its own"
+    )
     args = parser.parse_args()
     # A mistake shows before hours of training.
     if (args.babi is None) != (args.books is None):
@@ -142,8 +147,10 @@ def main() -> int:
             imported(at, args.seed)
         places = {"BABI": str(args.babi), "BOOKS": (args.books,)}
         given = {FACTS: places, TEXT: places | {"TEXTS": args.books}}
-        books = [stage._replace(macros=stage.macros | given.get(stage.experiment, {})) for stage in IN_BOOKS]
-        train(at, args.seed, [*WORDS, *books] if args.babi else WORDS)
+        stages = [*WORDS, *IN_BOOKS] if args.babi else WORDS
+        quick = {"TRAIN_STEPS": QUICK_STEPS} if args.quick else {}
+        added = [given.get(stage.experiment, {}) | quick for stage in stages]
+        train(at, args.seed, [one._replace(macros=one.macros | more) for one, more in zip(stages, added, strict=True)])
 
     return verbs.run("real_model_facts", body)
 

@@ -317,6 +317,9 @@ def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monk
         tasks.append((config.mqar, config.babi, config.task, config.sequence_length))
     assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
     assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
+    said.clear()
+    monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *with_books, "--quick"])
+    assert facts.main() == 0 and all("--gin.TRAIN_STEPS=2" in words for words in said)
     for flags, why in (
         (["--babi", str(tmp_path)], "--babi and --books need each other"),
         (["--babi", str(out), "--books", str(books)], "has no qa1_*_train.txt of bAbI v1.2"),
