@@ -196,6 +196,10 @@ def test_fam_beside_segments() -> None:
     assert sum(max(seed) > 0 for seed in beyond["start"]) == 1 and max(map(max, beyond["bswa"])) == 0
     assert "one of nine such trainings recalls keys after 16 blocks and more" in page
     assert f"all nine recall at least {min(seed[-1] for seed in beyond['then']):.2f} after 1,024 blocks" in page
+    longer = [f"{seed[-1]:.2f}" for seed in found["rows"]["gated FAM, M = 1, 1,800 steps"]]
+    assert "the three seeds recall {}, {} and {} after 1,024 blocks".format(*longer) in page
+    first = sum(seed[-1] for seed in found["rows"]["gated FAM, M = 0, then 1"]) / 3
+    assert f"those with FAM first {first:.2f} on average" in page
 
 
 def last(runs: list) -> list[float]:
