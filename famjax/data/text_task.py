@@ -276,7 +276,9 @@ def vocabulary_path(config: TrainConfig) -> str:
 def vocabulary_folder(config: TrainConfig) -> Path | None:
     """Returns the local folder of the vocabulary's files, beside which a chat template may be; None if it has none, as
     the symbols of a task."""
-    if config.task not in TASKS or isinstance(vocabulary_and_files(config)[0], SymbolVocabulary):
+    if config.task not in TASKS:
+        return None
+    if config.task in LABELLED and isinstance(vocabulary_and_files(config)[0], SymbolVocabulary):
         return None
     path = vocabulary_path(config)
     if path == "bytes" or "://" in path:

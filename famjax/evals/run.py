@@ -70,13 +70,13 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     config.validate()
     names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
-    if not config.part:
-        page.report_replaced(output, config.task)
     with Progress("reading the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
     tasks = {task.name: task for subject in subjects for task, _ in subject.tasks}
     known = {name: (len(task.bad), task.bad[0]) for name, task in tasks.items() if task.bad}
     _report_bad(known)
+    if not config.part:
+        page.report_replaced(output, config.task)
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)

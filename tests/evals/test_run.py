@@ -122,6 +122,9 @@ def test_results_of_other_tasks_are_replaced_with_a_line(
     (entry,) = json.loads((tmp_path / "results.json").read_text())["models"]
     (alone,) = json.loads(before)["models"]
     assert list(entry["tasks"]) == ["copy", "recall"] and entry["tasks"]["recall"] == alone["tasks"]["recall"]
+    for broken in ("{", "[1]"):  # nothing is lost: written anew
+        (tmp_path / "results.json").write_text(broken)
+        assert main([*words, "--task", "recall"]) == 0 and '"recall"' in (tmp_path / "results.json").read_text()
 
 
 def test_a_comparison_is_of_the_results_not_of_all_answers_in_the_folder(models: Path, tmp_path: Path) -> None:

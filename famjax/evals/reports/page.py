@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from famjax.config.text import json_of
+from famjax.config.text import BadText, json_of
 from famjax.evals import reach
 from famjax.evals.reports import charts, html, language_report, report
 from famjax.evals.reports.charts import Line, Point
@@ -32,9 +32,11 @@ def report_replaced(folder: str | Path, task: str) -> None:
     `task` is that of `results.json`: names, separated by commas, after `lm-eval:` if they are the harness's.
     """
     path = Path(folder) / report.RESULTS_JSON
-    if not path.exists():
-        return
-    before, now = _tasks(json_of(path.read_bytes(), str(path)).get("task", "")), _tasks(task)
+    try:
+        found = json_of(path.read_bytes(), str(path)) if path.exists() else {}
+    except BadText:  # there is no result to lose
+        found = {}
+    before, now = _tasks(str(found.get("task", "")) if isinstance(found, dict) else ""), _tasks(task)
     if lost := [name for name in before if name not in now]:
         every = ",".join(dict.fromkeys(before + now))
         both = "" if HARNESS in every else f"; for both in one, evaluate --task {every}, which reuses the answers"

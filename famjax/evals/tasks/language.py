@@ -74,14 +74,14 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | 
     """Tokenizes a text as training does, with `bos` and `eos` if the vocabulary has them. A text of less than two
     tokens is `Unreadable`."""
     reader = Documents((), vocabulary, 1, None, bos=True, eos=True)  # type: ignore[arg-type]
-    text = (document.inputs + document.targets).encode("utf-8", "replace")
+    whole = document.inputs + document.targets
+    text = whole.encode("utf-8", "replace")
     digest = hashlib.sha256(text).hexdigest()[:16]
     tokens = reader.tokens(document).tokens
     if len(tokens) < 2:
         return Unreadable(document.place, "there is no token to predict")
     given = 0 if tokens[0] == vocabulary.bos else len(vocabulary.token_bytes(int(tokens[0])))
-    framed = has_frame(document.inputs + document.targets)
-    return Document(document.place, tokens, len(text) - given, digest, framed)
+    return Document(document.place, tokens, len(text) - given, digest, has_frame(whole))
 
 
 def _count(config: EvalConfig) -> int:

@@ -31,7 +31,7 @@ from famjax.evals.tasks.questions import (
     texts_field,
     where,
 )
-from famjax.evals.tasks.rows import HUB, ROW_KINDS, SPLITS, TFDS, rows
+from famjax.evals.tasks.rows import HUB, ROW_KINDS, TFDS, is_split, rows
 from famjax.infer.codec import Codec
 
 ASK = "\n\nQuestion: {question}\nAnswer:"
@@ -85,7 +85,7 @@ def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unrea
         return text_of(files.read(path), path, "replace")
 
     def convert(fields: dict[str, Any]) -> Iterator[Question]:
-        if field(fields, "set") not in SPLITS.get(split, (split,)):
+        if not is_split(field(fields, "set"), split):
             return
         document, question = text_field(fields, "document_id"), text_field(fields, "question")
         answers = text_field(fields, "answer1"), text_field(fields, "answer2")

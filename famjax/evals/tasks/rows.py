@@ -94,7 +94,7 @@ def _of_split(folder: str, split: str) -> list[str]:
     # First files that have the split's very name, then those that have it in their names.
     chosen = [path for path in paths if _stem(path) == split]
     words = {path: split_of(path) for path in paths}
-    chosen = chosen or [path for path in paths if words[path] in SPLITS.get(split, (split,))]
+    chosen = chosen or [path for path in paths if is_split(words[path], split)]
     others = sorted(set(words.values()) - {""})
     if others and not chosen:
         raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
@@ -105,6 +105,11 @@ def _of_split(folder: str, split: str) -> list[str]:
 def _stem(path: str) -> str:
     """Returns a row file's name without its ending, in lower case."""
     return kinds.name_of(path).removesuffix(kinds.GZIP).removesuffix(kinds.ending_of(path))
+
+
+def is_split(word: str, split: str) -> bool:
+    """Returns whether a data set's word for a split, `valid` or `dev`, means this one."""
+    return word in SPLITS.get(split, (split,))
 
 
 def split_of(path: str) -> str:
