@@ -2,7 +2,7 @@
 
     python launch/studies/real_model_facts.py DIR                           the same command resumes an interrupted run
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
-    ... --quick                                                             two steps of each, as a smoke test
+    python launch/studies/real_model_facts.py DIR --quick                   two steps of each in DIR/quick, a smoke test
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
 before it and changes little. Seven hours on one core of an AMD EPYC beside another training:
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--books", metavar="GLOB", help="books to train on, for the trainings with bAbI")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the trainings (default: 1)")
     parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_STEPS} steps of each training; use a DIR of its own"
+        "--quick", action="store_true", help=f"{QUICK_STEPS} steps of each training, in DIR/quick, as a smoke test"
     )
     args = parser.parse_args()
     # A mistake shows before hours of training.
@@ -142,7 +142,7 @@ def main() -> int:
         parser.error(f"--books: no file matches {args.books}")
 
     def body() -> None:
-        at = args.folder
+        at = args.folder / "quick" if args.quick else args.folder
         if not (at / "fam_imported").exists():
             imported(at, args.seed)
         places = {"BABI": str(args.babi), "BOOKS": (args.books,)}

@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=distinct_numbers, default=(0, 1, 2), help="seeds (default: 0,1,2)")
     parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
     parser.add_argument(
-        "--first-steps", type=int, metavar="N", help="steps before a model goes on with other segments (as --steps)"
+        "--first-steps", type=int, metavar="N", help="steps before a model continues with other segments (as --steps)"
     )
     parser.add_argument("--join", type=int, metavar="N", help="train on texts of 1 to N joined documents")
     parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")

@@ -318,8 +318,12 @@ def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monk
     assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
     assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
     said.clear()
+    (out / "quick" / "fam_imported").mkdir(parents=True)
     monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *with_books, "--quick"])
     assert facts.main() == 0 and all("--gin.TRAIN_STEPS=2" in words for words in said)
+    # A later run in DIR does not start from models of two steps.
+    places = [word for words in said for word in words if "MODEL_DIR" in word or "INITIAL" in word]
+    assert len(places) == 2 * len(said) and all(f"'{out}/quick/" in word for word in places)
     for flags, why in (
         (["--babi", str(tmp_path)], "--babi and --books need each other"),
         (["--babi", str(out), "--books", str(books)], "has no qa1_*_train.txt of bAbI v1.2"),
