@@ -165,7 +165,13 @@ def _bare(
         settings["unk_token"] = str(unknown)
         if unknown not in vocab:
             raise ConfigError(f"{place}: the vocabulary has no {unknown!r}, which the class {name!r} needs")
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+    try:
+        tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ConfigError(
+            f"{place}: merges and vocabulary of the tokenizer do not fit each other ({reason_of(error)}); are both "
+            f"files complete?"
+        ) from error
     _steps(tokenizer, name, config)
     if after is not None:
         tokenizer.post_processor = after

@@ -197,6 +197,17 @@ def test_ids_that_are_none(tmp_path, hugging_face, name, said):
         load_vocabulary(str(tmp_path))
 
 
+@pytest.mark.parametrize("merges", ["a b", "a", "a a a"])
+def test_merges_of_another_vocabulary(tmp_path, merges):
+    """Of a token that is not in it, and lines that are not two tokens."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ConfigError, match="merges and vocabulary of the tokenizer do not fit each other") as error:
+        load_vocabulary(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"x": 1}', '{"offset": "a"}', '{"offset": -1}', '{"eos": 1.5}'])
 def test_a_broken_byte_vocabulary(tmp_path, content):
     """One line, instead of ids that are shifted by something else."""

@@ -244,10 +244,12 @@ def test_models_of_runs_with_one_name_are_told_apart() -> None:
 def test_a_comparison_replaces_no_run(tmp_path: Path) -> None:
     """The results of a run are read again by later comparisons. Those of older versions are refused."""
     results = tmp_path / "results.json"
-    results.write_text('{"models": [{"fingerprint": "", "tasks": {"s5": {"settings": {"documents": "Tracking()"}}}}]}')
+    models = [{"fingerprint": "", "tasks": {"s5": {"settings": {"documents": "Tracking()"}}}}]
+    results.write_text(json.dumps({"task": "s5,mqar", "models": models}))
     before = results.read_text()
-    with pytest.raises(ConfigError, match="is one of the runs, and would replace its results"):
-        compare([str(tmp_path)], str(tmp_path / "."))
+    for runs in ([str(tmp_path)], [str(tmp_path / "other")]):
+        with pytest.raises(ConfigError, match="has the results of s5,mqar, which would be replaced; name another"):
+            compare(runs, str(tmp_path / "."))
     with pytest.raises(ConfigError, match="was not written by this version of famjax eval"):
         compare([str(tmp_path)], str(tmp_path / "both"))
     assert results.read_text() == before and not (tmp_path / "both").exists()

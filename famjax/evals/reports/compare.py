@@ -29,10 +29,10 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
 
     Raises:
       ConfigError: a directory has no results, or its answers are missing; or the runs asked different questions; or
-        `output` is one of the runs.
+        `output` has the results of an evaluation.
     """
-    if output is not None and Path(output).resolve() in [Path(run).resolve() for run in runs]:
-        raise ConfigError(f"--output {output} is one of the runs, and would replace its results; name another folder")
+    if output is not None and (lost := page.task_of(output)):
+        raise ConfigError(f"--output {output} has the results of {lost}, which would be replaced; name another folder")
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     for run in runs:

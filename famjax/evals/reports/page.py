@@ -32,16 +32,22 @@ def report_replaced(folder: str | Path, task: str) -> None:
     `task` is that of `results.json`: names, separated by commas, after `lm-eval:` if they are the harness's.
     """
     path = Path(folder) / report.RESULTS_JSON
-    try:
-        found = json_of(path.read_bytes(), str(path)) if path.exists() else {}
-    except BadText:  # there is no result to lose
-        found = {}
-    before, now = _tasks(str(found.get("task", "")) if isinstance(found, dict) else ""), _tasks(task)
+    before, now = _tasks(task_of(folder)), _tasks(task)
     if lost := [name for name in before if name not in now]:
         every = ",".join(dict.fromkeys(before + now))
         both = "" if HARNESS in every else f"; for both in one, evaluate --task {every}, which reuses the answers"
         print(f"replaces the results of {', '.join(lost)} in {path}, unless you name another directory with --output"
               f"{both}", file=sys.stderr)  # fmt: skip
+
+
+def task_of(folder: str | Path) -> str:
+    """Returns the task of the evaluation whose results are in a folder; "" without one, or for a comparison."""
+    path = Path(folder) / report.RESULTS_JSON
+    try:
+        found = json_of(path.read_bytes(), str(path)) if path.exists() else {}
+    except BadText:  # there is no result to lose
+        found = {}
+    return str(found.get("task", "")) if isinstance(found, dict) else ""
 
 
 def _tasks(task: str) -> list[str]:
