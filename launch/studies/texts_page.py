@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pages import DOCS, Page, by_name, publish
-from texts_study import READ, difference, mean, parsed, table
+from texts_study import BLOCK, READ, difference, mean, parsed, table
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -29,20 +29,26 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 def part(found: dict[str, Any]) -> str:
     """Returns the part of the page with a study's tables by position; empty if only the summary shows it: with several
-    segments, or trained longer than the others or in two parts."""
+    segments, with other blocks, or trained longer than the others or in two parts."""
     runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
     most = max(run.segments for run in runs)
-    if most > 1 or found["steps"] > STEPS or any(run.first for run in runs):
+    if most > 1 or found["steps"] > STEPS or block_size(found) != BLOCK or any(run.first for run in runs):
         return ""
     return "trained_on_joined" if found.get("join") else "segments" if most else "texts"
+
+
+def block_size(found: dict[str, Any]) -> int:
+    """Returns the tokens of a block in a study."""
+    return found.get("block_size", BLOCK)
 
 
 def summary(results: dict[str, Any]) -> list[str]:
     """Returns a table with a row per kind of training text, training steps and number of memory segments: bits per byte
     over all positions of BSWA and gated FAM."""
     lines = [
-        "| trained on | steps | M | BSWA, documents | gated FAM | difference | BSWA, joined | gated FAM | difference |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| trained on | steps | block | M "
+        "| BSWA, documents | gated FAM | difference | BSWA, joined | gated FAM | difference |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in sorted(results.values(), key=lambda found: (found.get("join") is not None, found["steps"])):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
@@ -50,7 +56,7 @@ def summary(results: dict[str, Any]) -> list[str]:
             cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents"]
             steps = f"{found['steps']:,}"
             cells += [f"{found.get('first_steps') or steps} + {steps}" if run.first else steps]
-            cells += [run.about.removeprefix("M = ")]
+            cells += [str(block_size(found)), run.about.removeprefix("M = ")]
             for read in READ:
                 bswa, gated = (
                     [row[-1]["bits_per_byte"] for row in found["bits_per_byte"][read].get(one.name, [])]

@@ -36,6 +36,7 @@ KINDS = {"bswa": "BSWA", "fam": "FAM", "gated": "gated FAM"}
 READ = {"heldout": "Held-out documents", "joined": "The same documents, joined: the memory is never reset"}
 SECOND = 1000  # added to the seed of a training after another one
 DEFAULT = "bswa_m0,fam_m0,gated_m0"
+BLOCK = 128
 
 
 class Run(NamedTuple):
@@ -76,12 +77,12 @@ class Run(NamedTuple):
         """How it is trained, in the tables."""
         return f"M = {self.segments}" if self.before is None else f"M = {self.before}, then {self.segments}"
 
-    def job(self, seed: int, steps: int, folder: Path, texts: Path) -> side_by_side.Job:
+    def job(self, seed: int, steps: int, block: int, folder: Path, texts: Path) -> side_by_side.Job:
         """Returns the training job with one seed, on the .txt files of the folder `texts`."""
         # A second training reads the texts in another order.
         number = seed if self.first is None else seed + SECOND
         bindings = [f"RANDOM_SEED={number}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
-                    f"SOURCES=({str(texts / '*.txt')!r},)"]  # fmt: skip
+                    f"BLOCK_SIZE={block}", f"SOURCES=({str(texts / '*.txt')!r},)"]  # fmt: skip
         if self.kind == "gated":
             bindings.append("MemoryConfig.fam_update='gated'")
         if self.first:
@@ -115,6 +116,9 @@ def main() -> int:
     parser.add_argument(
         "--first-steps", type=int, metavar="N", help="steps before a model continues with other segments (as --steps)"
     )
+    parser.add_argument(
+        "--block-size", type=int, default=BLOCK, metavar="N", help=f"tokens of a block (default: {BLOCK})"
+    )
     parser.add_argument("--join", type=int, metavar="N", help="train on texts of 1 to N joined documents")
     parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
     args = parser.parse_args()
@@ -129,7 +133,8 @@ def main() -> int:
             raise ConfigError(f"--join {args.join}: use 2 or more; without --join, documents are not joined")
         read = args.texts / "train" if args.join is None else join(args.texts / "train", args.folder, args.join)
         waves = [
-            [run.job(seed, steps, args.folder, read) for seed in seeds for run in group] for group, steps in groups
+            [run.job(seed, steps, args.block_size, args.folder, read) for seed in seeds for run in group]
+            for group, steps in groups
         ]
     except ConfigError as error:
         print(f"texts_study: {error}", file=sys.stderr)
@@ -157,7 +162,7 @@ def in_order(runs: list[Run], steps: int, first_steps: int | None) -> list[tuple
     """
     starts = list(dict.fromkeys(run.first for run in runs if run.first))
     if first_steps is not None and not starts:
-        raise ConfigError("--first-steps: no run goes on from another one; name KIND_mM_then_mM in --runs")
+        raise ConfigError("--first-steps: no run starts from another one; name KIND_mM_then_mM in --runs")
     first_steps = steps if first_steps is None else first_steps
     if first_steps != steps and (both := [run.name for run in runs if run in starts]):
         raise ConfigError(f"--runs has {both[0]}, which others start from after --first-steps; use another DIR for it")
@@ -203,7 +208,7 @@ def write(runs: list[Run], seeds: list[int], args: argparse.Namespace) -> None:
         for read in READ
     }
     study = {"seeds": seeds, "steps": args.steps, "first_steps": args.first_steps, "join": args.join,
-             "bits_per_byte": found}  # fmt: skip
+             "block_size": args.block_size, "bits_per_byte": found}  # fmt: skip
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     lines = []
     for read, title in READ.items():

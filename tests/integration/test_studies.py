@@ -172,12 +172,12 @@ def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_p
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.txt").write_text("a" * 3000)
     runs = study.parsed("bswa_m1,fam_m1,gated_m1")
-    configs = [run.job(3, 20, tmp_path / "out", tmp_path / "train").config for run in runs]
+    configs = [run.job(3, 20, 64, tmp_path / "out", tmp_path / "train").config for run in runs]
     memories = [config.model.memory for config in configs]
     assert [(m.fam_length, m.memory_segments, m.fam_update) for m in memories] == [
         (0, 1, "feedback"), (16, 1, "feedback"), (16, 1, "gated"),
     ]  # fmt: skip
-    assert {(config.seed, config.steps) for config in configs} == {(3, 20)}
+    assert {(config.seed, config.steps, config.model.memory.block_size) for config in configs} == {(3, 20, 64)}
     row = lambda bits: [{"from": 0, "to": 128, "bits_per_byte": bits}, {"from": 0, "to": None, "bits_per_byte": bits}]
     found = {"bswa_m1": [row(2.0), row(2.5)], "fam_m1": [row(1.5), row(2.4)], "gated_m1": [row(2.0), row(2.5)]}
     head, _, first, last = study.table(runs, found)
@@ -198,8 +198,8 @@ def test_a_run_of_the_texts_study_that_starts_from_another_one(tmp_path) -> None
     assert [run.name for run in runs] == ["bswa_m1", "bswa_m0_then_m1", "gated_m0_then_m1"]
     last = runs[2]
     assert last.first == study.parsed("gated_m0")[0] and runs[0].first is None
-    config = last.job(2, 20, tmp_path / "out", tmp_path / "train").config
-    first = last.first.job(2, 20, tmp_path / "out", tmp_path / "train").config
+    config = last.job(2, 20, 128, tmp_path / "out", tmp_path / "train").config
+    first = last.first.job(2, 20, 128, tmp_path / "out", tmp_path / "train").config
     assert (first.model.memory.memory_segments, config.model.memory.memory_segments) == (0, 1)
     assert config.initial_checkpoint == first.model_dir and config.seed != first.seed
     assert first.model.memory.fam_update == config.model.memory.fam_update == "gated"
@@ -252,7 +252,7 @@ def test_the_texts_study_refuses_the_folder_of_another_one(tmp_path, monkeypatch
         ("texts_study", [".", "--at-once", "-1"], "--at-once is -1"),
         ("texts_study", [".", "--runs", "fam_m0,fam_m0"], "--runs has fam_m0 twice"),
         ("texts_study", [".", "--seeds", "0,0"], "each once"),
-        ("texts_study", [".", "--first-steps", "9"], "no run goes on from another one"),
+        ("texts_study", [".", "--first-steps", "9"], "no run starts from another one"),
         ("texts_study", [".", "--runs", "fam_m0,fam_m0_then_m1", "--first-steps", "9"], "--runs has fam_m0, which"),
         ("texts_study", [".", "--seeds", "a"], "write numbers"),
     ],
