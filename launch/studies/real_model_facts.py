@@ -2,6 +2,7 @@
 
     python launch/studies/real_model_facts.py DIR                           the same command resumes an interrupted run
     python launch/studies/real_model_facts.py DIR --babi tasks_1-20_v1-2/en-10k --books 'books/train/*.txt'
+    python launch/studies/real_model_facts.py DIR --gated ...               gated updates from the start, in DIR/gated
     python launch/studies/real_model_facts.py DIR --quick                   two steps of each in DIR/quick, a smoke test
 
 DIR has `fam_imported` of real_model_story.py; if not, that script's first steps run. Each training starts from the one
@@ -25,6 +26,9 @@ before it and changes little. Seven hours on one core of an AMD EPYC beside anot
 16. gated_prompted  as `prompted`, up to 32 blocks, with a gradient through at most 8 updates of FAM
 17. gated_long      as `answers`, up to 112 blocks
 18. gated_text      up to 16 blocks, beside rows of text, with the predictions of the frozen base to learn from
+
+With --gated: 1 to 6 as above, then kept, near (up to 8 blocks), prompted (32) and long (112); again, as kept at a lower
+rate; and text, as gated_text in shorter rows. Four hours on two cores.
 """
 
 import argparse
@@ -120,6 +124,47 @@ IN_BOOKS = (
     ),
     Stage("gated_text", "gated_long", TEXT, {}),
 )  # fmt: skip
+# Gated updates from the import on.
+GATED = (
+    WORDS[0]._replace(
+        macros={
+            "TRAIN_STEPS": 260,
+            "model_of_checkpoint.changes": {
+                "remat": "none", "dtype": "float32", "random_state_passing": 0.0, "scan_layers": False,
+                "fam_layers": "-" * 16 + "+" * 14, "fam_update": "gated", "fam_update_noise": 1.0,
+                "fam_gradient_blocks": 8,
+            },
+        }
+    ),
+    *WORDS[1:],
+)  # fmt: skip
+GATED_IN_BOOKS = (
+    Stage("kept", "anywhere", PERSONS, {**_KEPT, "TRAIN_STEPS": 150}),
+    Stage(
+        "near", "kept", FACTS,
+        {"TRAIN_STEPS": 200, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2, "LEARNING_RATE": 5e-4,
+         **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.4, form_weight=0.1)},
+    ),
+    Stage(
+        "prompted", "near", FACTS,
+        {"TRAIN_STEPS": 120, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+         **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.4, form_weight=0.1, instructed=True, chat=True)},
+    ),
+    Stage(
+        "long", "prompted", FACTS,
+        {"TRAIN_STEPS": 40, "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+         **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4)},
+    ),
+    Stage(
+        "again", "long", PERSONS,
+        {**_KEPT, "TRAIN_STEPS": 150, "LEARNING_RATE": 2.5e-4, "OptimizerConfig.schedule": "linear"},
+    ),
+    Stage(
+        "text", "again", TEXT,
+        {"TRAIN_STEPS": 85, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 3, "LEARNING_RATE": 3e-4,
+         "DataConfig.text_share": 1 / 3, **_settings("BabiConfig", stages=(4, 8))},
+    ),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -129,6 +174,7 @@ def main() -> int:
     parser.add_argument("--babi", type=Path, metavar="FOLDER", help="bAbI v1.2, the folder with qa1_*_train.txt")
     parser.add_argument("--books", metavar="GLOB", help="books to train on, for the trainings with bAbI")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the trainings (default: 1)")
+    parser.add_argument("--gated", action="store_true", help="gated updates of FAM from the import on, in DIR/gated")
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_STEPS} steps of each training, in DIR/quick, as a smoke test"
     )
@@ -142,12 +188,14 @@ def main() -> int:
         parser.error(f"--books: no file matches {args.books}")
 
     def body() -> None:
-        at = args.folder / "quick" if args.quick else args.folder
+        at = args.folder / "gated" if args.gated else args.folder
+        at = at / "quick" if args.quick else at
         if not (at / "fam_imported").exists():
             imported(at, args.seed)
         places = {"BABI": str(args.babi), "BOOKS": (args.books,)}
         given = {FACTS: places, TEXT: places | {"TEXTS": args.books}}
-        stages = [*WORDS, *IN_BOOKS] if args.babi else WORDS
+        words, in_books = (GATED, GATED_IN_BOOKS) if args.gated else (WORDS, IN_BOOKS)
+        stages = [*words, *in_books] if args.babi else words
         quick = {"TRAIN_STEPS": QUICK_STEPS} if args.quick else {}
         added = [given.get(stage.experiment, {}) | quick for stage in stages]
         train(at, args.seed, [one._replace(macros=one.macros | more) for one, more in zip(stages, added, strict=True)])

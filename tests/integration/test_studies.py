@@ -297,41 +297,45 @@ def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monk
     out, books = tmp_path / "out", tmp_path / "book.txt"
     (tmp_path / "qa1_single_train.txt").write_text("1 Mary moved to the hall.\n2 Where is Mary? \thall\t1\n")
     books.write_text("A book.")
-    for name in ("fam_imported", *(stage.name for stage in (*facts.WORDS, *facts.IN_BOOKS))):
-        (out / name).mkdir(parents=True)
-        model = tiny.config(num_layers=30, block_size=32, fam_length=16, memory_segments=0, fam_gate=True)
-        (out / name / "model.json").write_text(model.to_json())
+    chains = (out, facts.WORDS, facts.IN_BOOKS, []), (out / "gated", facts.GATED, facts.GATED_IN_BOOKS, ["--gated"])
+    model = tiny.config(num_layers=30, block_size=32, fam_length=16, memory_segments=0, fam_gate=True)
+    for at, words, in_books, _ in chains:
+        for name in ("fam_imported", *(stage.name for stage in (*words, *in_books))):
+            (at / name).mkdir(parents=True, exist_ok=True)
+            (at / name / "model.json").write_text(model.to_json())
     said = told(facts, monkeypatch)
     with_books = ["--babi", str(tmp_path), "--books", str(books), "--seed", "5"]
-    for flags, count in ([], len(facts.WORDS)), (with_books, len(facts.WORDS) + len(facts.IN_BOOKS)):
+
+    def run(*flags: str) -> int:
         said.clear()
         monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *flags])
-        assert facts.main() == 0 and [words[0] for words in said] == ["train"] * count
-    before, tasks = "fam_imported", []
-    for words in said:
-        given = cli.parse(importlib.import_module("famjax.cli.train"), words[1:])
-        config, _ = load_train_config(given.gin_files, (), given.gin_bindings)
-        config.validate()
-        assert config.initial_checkpoint == str(out / before) and config.seed == 5
-        before = Path(config.model_dir).name
-        tasks.append((config.mqar, config.babi, config.task, config.sequence_length))
-    assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
-    assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
-    said.clear()
-    (out / "quick" / "fam_imported").mkdir(parents=True)
-    monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *with_books, "--quick"])
-    assert facts.main() == 0 and all("--gin.TRAIN_STEPS=2" in words for words in said)
-    # A later run in DIR does not start from models of two steps.
-    places = [word for words in said for word in words if "MODEL_DIR" in word or "INITIAL" in word]
-    assert len(places) == 2 * len(said) and all(f"'{out}/quick/" in word for word in places)
+        return facts.main()
+
+    for at, words, in_books, which in chains:
+        assert run(*which) == 0 and [verb for verb, *_ in said] == ["train"] * len(words)
+        assert run(*which, *with_books) == 0 and [verb for verb, *_ in said] == ["train"] * len([*words, *in_books])
+        before, tasks = "fam_imported", []
+        for _, *flags in said:
+            given = cli.parse(importlib.import_module("famjax.cli.train"), flags)
+            config, _ = load_train_config(given.gin_files, (), given.gin_bindings)
+            config.validate()
+            assert config.initial_checkpoint == str(at / before) and config.seed == 5
+            before = Path(config.model_dir).name
+            tasks.append((config.mqar, config.babi, config.task, config.sequence_length))
+        assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
+        assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
+        # A later run in DIR does not start from models of two steps.
+        (at / "quick" / "fam_imported").mkdir(parents=True)
+        assert run(*which, *with_books, "--quick") == 0 and all("--gin.TRAIN_STEPS=2" in flags for flags in said)
+        places = [word for flags in said for word in flags if "MODEL_DIR" in word or "INITIAL" in word]
+        assert len(places) == 2 * len(said) and all(f"'{at}/quick/" in word for word in places)
     for flags, why in (
         (["--babi", str(tmp_path)], "--babi and --books need each other"),
         (["--babi", str(out), "--books", str(books)], "has no qa1_*_train.txt of bAbI v1.2"),
         (["--babi", str(tmp_path), "--books", str(out / "*.txt")], "--books: no file matches"),
     ):
-        monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *flags])
         with pytest.raises(SystemExit):
-            facts.main()
+            run(*flags)
         assert why in capsys.readouterr().err
 
 
