@@ -14,6 +14,8 @@ from famjax.process.progress import clock
 
 # Seconds between lines without a terminal.
 PLAIN_SECONDS = 10.0
+# Seconds without a line after which a step that is not logged is shown, too.
+SILENT_SECONDS = 30.0
 # Formats of the values shown, in this order, by name in metrics.jsonl.
 SAID = {
     "loss": "loss {:.4g}",
@@ -66,22 +68,28 @@ class ProgressLine:
         """Shows `values` of a logged step, and the values that the task reports."""
         if self.silent:
             return
-        now = time.perf_counter()
-        if self._bar is None and step < self.steps and now - self._printed < PLAIN_SECONDS:
+        if self._bar is None and step < self.steps and time.perf_counter() - self._printed < PLAIN_SECONDS:
             return
-        said = say(values | task) + others(task) + [f"{clock(self.seconds_left(step))} left"] * (step < self.steps)
+        self._say(step, say(values | task) + others(task))
+
+    def between(self, step: int, loss: float) -> None:
+        """Shows a step between logged ones if these are far apart, as the steps of a large model are."""
+        if not self.silent and time.perf_counter() - max(self._printed, self._began) >= SILENT_SECONDS:
+            self._say(step, say({"loss": loss}))
+
+    def _say(self, step: int, said: list[str]) -> None:
+        # After the first step only the time of its compilation is known.
+        if self._learned_at < step < self.steps:
+            said = [*said, f"{clock(self.seconds_left(step))} left"]
+        self._printed = time.perf_counter()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, said="  ".join(said))
         else:
-            self._printed = now
             print("  ".join([self.name, f"step {step}/{self.steps}", *said]), file=sys.stderr, flush=True)
 
     def seconds_left(self, step: int) -> float:
         """Estimates the seconds left from the time per step since the first one, with evaluation and saving."""
-        since, done = (self._learned, step - self._learned_at)
-        if done <= 0:
-            since, done = self._began, max(step - self.first_step, 1)
-        return (time.perf_counter() - since) / done * (self.steps - step)
+        return (time.perf_counter() - self._learned) / (step - self._learned_at) * (self.steps - step)
 
 
 def say(values: dict[str, Any]) -> list[str]:

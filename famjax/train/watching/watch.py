@@ -106,6 +106,8 @@ class Watch:
         self._tokens += int(found["tokens"])
         self._all_tokens += int(found["tokens"])
         self._line.tick(step)
+        if not self.config.logs(step):
+            self._line.between(step, found["loss"])
         self._beat.step(step)
         return not bad
 

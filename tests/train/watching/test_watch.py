@@ -301,6 +301,22 @@ def test_the_progress_line_without_a_terminal(capsys, monkeypatch):
     assert clock(3909) == "1:05:09"
 
 
+def test_slow_steps_are_shown_between_logged_ones(capsys, monkeypatch):
+    """Without a terminal a step of half a minute is shown, logged or not; the first one, which compiled, says nothing
+    about the time left; quick steps are shown no more often than before; a silent line stays so."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    lines = ProgressLine("m", 0, 100), ProgressLine("other", 0, 100, silent=True)
+    for step, seconds in ((1, 50), (2, 70), (3, 90), (4, 91), (5, 121)):
+        now[0] = seconds
+        for line in lines:
+            line.tick(step)
+            line.between(step, 1.5)
+    assert capsys.readouterr().err.splitlines() == [
+        "m  step 1/100  loss 1.5", "m  step 3/100  loss 1.5  32:20 left", "m  step 5/100  loss 1.5  28:06 left",
+    ]  # fmt: skip
+
+
 def test_the_progress_line_shows_the_name_as_it_is(monkeypatch):
     """In rich's markup `[b]` would be a tag and disappear."""
     out = io.StringIO()
