@@ -10,8 +10,7 @@ from famjax.config.text import json_of, read_text
 from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
 from famjax.data.vocabulary import vocabulary_of
 
-# Files with one template, and with others that have a name.
-TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 # Placeholder for an answer or a question; only letters, which no template changes.
 _MARK = "ANSWERTHATWASGIVEN"
 # Marks the end of a last message that is to be continued.
@@ -83,19 +82,16 @@ def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplat
     root = Path(model_dir)
     config = root / TOKENIZER_CONFIG
     named = _named(config) if config.is_file() else {}
-    if files := template_files(root):  # they take precedence over tokenizer_config.json
-        named = {"default" if path.parent == root else path.stem: read_text(path) for path in files}
+    files = {"default": root / TEMPLATE_FILE} if (root / TEMPLATE_FILE).is_file() else {}
+    files |= {path.stem: path for path in sorted((root / TEMPLATE_FOLDER).glob("*.jinja"))}
+    if files:  # files take precedence over tokenizer_config.json
+        named = {key: read_text(path) for key, path in files.items()}
     if not named:
         return None
     wanted = name if isinstance(name, str) else "default"
     if wanted not in named:
         raise ConfigError(f"{root} has no chat template {wanted!r}; it has {', '.join(sorted(named))}")
     return ChatTemplate(named[wanted], getattr(vocabulary_of(root), "names", {}))
-
-
-def template_files(folder: Path) -> list[Path]:
-    """Returns the files of a folder that have its chat templates."""
-    return [path for path in (folder / TEMPLATE, *sorted(folder.glob(NAMED_TEMPLATES))) if path.is_file()]
 
 
 def _named(path: Path) -> dict[str, str]:

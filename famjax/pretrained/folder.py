@@ -15,17 +15,18 @@ import numpy as np
 import safetensors
 
 from famjax.config import ConfigError
-from famjax.data.chat_template import template_files
 
 CONFIG_JSON = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FAM_FILE, FAM_PROMPT, FAM_PREFIX, FAM_GATE = "fam.safetensors", "fam_prompt", "fam_prefix", "fam_gate"
-# Files copied unchanged, beside those with chat templates.
+# Files copied unchanged.
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "vocab.json", "merges.txt", "tokenizer_family.json", "byte_vocabulary.json",
     "symbols.json",
 )  # fmt: skip
+# Chat templates, which are copied, too: one, and others with a name, in a folder of their own.
+TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 # Settings of a PEFT adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 # Name in a model directory of the config.json that the model was imported with.
@@ -127,7 +128,8 @@ def carried_files(folder: Path) -> dict[str, bytes]:
 
 def chat_templates(folder: Path) -> dict[str, bytes]:
     """Returns the files of a folder that have its chat templates, by their path in it."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in template_files(folder)}
+    paths = [folder / TEMPLATE, *sorted(folder.glob(NAMED_TEMPLATES))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
 def files_of_import(model_dir: Path) -> dict[str, bytes]:
