@@ -185,6 +185,26 @@ def test_facts_in_books_of_the_published_model(readme: str) -> None:
     assert f"with gated updates {gated[0]['value']:.0%} and {gated[2]['value']:.0%}" in front
 
 
+def test_facts_of_the_model_gated_from_the_import() -> None:
+    """What is recalled from outside of the window by length, and what the repaired language costs."""
+    shown, page = results("smollm2_benchmarks"), " ".join(text(ROOT / "docs/smollm2.md").split())
+    name = "Facts in unseen books, {} tokens, gated from the import"
+    away = {what: shown[name.format(what)]["babi"]["outside"] for what in ("512", "1,024", "4,096")}
+    ranged = lambda one: f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+    near, middle, far = (ranged(one["long"]) for one in away.values())
+    assert f"`long` recalls {near} in 512 tokens, {middle} in 1,024 and {far} in 4,096" in page
+    near, middle, far = (ranged(one["text"]) for one in away.values())
+    assert f"`text` recalls {near} in 512 tokens, {middle} in 1,024 and {far} in 4,096" in page
+    off = shown[f"{name.format('512')}, without FAM"]["babi"]["outside"]["text"]
+    assert (
+        f"with FAM off it is right in {ranged(off)} of these cases in 512" in page
+        and off["high"] < away["512"]["text"]["low"]
+    )
+    paid = shown["Gated from the import: WikiText, a window of 64 tokens"]["wikitext"]["bits_per_byte"]["text"]
+    low, high = f"{paid['low']:.2f}", f"{paid['high']:.2f}"
+    assert f"`text` needs {paid['value']:.2f} bits per byte ({low} to {high}; 20 pages)" in page
+
+
 def test_fam_beside_segments() -> None:
     """With segments from the start it is learned by one of nine trainings, and by all nine if it is learned first."""
     found, page = results("segments")["AMD EPYC"], " ".join(text(ROOT / "docs/ablations.md").split())
@@ -243,7 +263,8 @@ def test_texts_by_number_of_segments() -> None:
     the steps, too, and than gated FAM beside one."""
     page = " ".join(text(ROOT / "docs/texts.md").split())
     joined = [found for name, found in results("texts").items() if found.get("join") and "then" not in name]
-    studies = [found["bits_per_byte"] for found in joined if found["steps"] == 900]
+    same = [found for found in joined if found["steps"] == 900 and found.get("block_size", 128) == 128]
+    studies = [found["bits_per_byte"] for found in same]
     gaps, means = {}, {}
     for found in studies:
         for read, models in found.items():
@@ -275,6 +296,24 @@ def test_texts_by_number_of_segments() -> None:
     assert before == ["0.010", "0.011"]
     assert {f"{means[read, 1] - sum(bswa[read]) / 3:.2f}" for read in long} == {"0.24"}
     assert "gain both models about 0.24 bits per byte" in page
+
+
+def test_texts_at_equal_bytes_of_memory() -> None:
+    """A segment of short blocks is better than gated FAM without segments, with each seed."""
+    page, name = " ".join(text(ROOT / "docs/texts.md").split()), "900 steps, trained on texts of 1 to 64 documents"
+    all_of = {key: found["bits_per_byte"] for key, found in results("texts").items()}
+    gaps = {}
+    for read in ("heldout", "joined"):
+        twin, fam = last(all_of[f"{name}, blocks of 64"][read]["bswa_m1"]), last(all_of[name][read]["gated_m0"])
+        gaps[read] = [ours - theirs for ours, theirs in zip(fam, twin, strict=True)]
+        if read == "heldout":
+            longer = sum(last(all_of[f"{name}, one memory segment"][read]["bswa_m1"])) / 3
+            assert f"this BSWA has {sum(twin) / 3:.3f} bits per byte" in page and sum(twin) / 3 < longer
+            assert f"with a segment and blocks of 128 ({longer:.3f})" in page
+    alone, joined = gaps["heldout"], gaps["joined"]
+    said = [f"{number:.3f}" for number in (sum(alone) / 3, min(alone), max(alone), sum(joined) / 3)]
+    assert min(alone + joined) > 0
+    assert "{} less than gated FAM ({} to {} by seed), and {} less joined".format(*said) in page
 
 
 FIRST = "trained on texts of 1 to 64 documents, no segment, then one"
