@@ -37,7 +37,7 @@ class ProgressLine:
         self.name, self.first_step, self.steps, self.silent = name, first_step, steps, silent
         self._began = self._learned = time.perf_counter()
         self._learned_at = first_step
-        self._printed = -math.inf
+        self._logged = self._printed = -math.inf  # when the last logged step was shown, and the last step
         console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         if console.is_terminal and not silent:
@@ -68,8 +68,10 @@ class ProgressLine:
         """Shows `values` of a logged step, and the values that the task reports."""
         if self.silent:
             return
-        if self._bar is None and step < self.steps and time.perf_counter() - self._printed < PLAIN_SECONDS:
+        now = time.perf_counter()
+        if self._bar is None and step < self.steps and now - self._logged < PLAIN_SECONDS:
             return
+        self._logged = now
         self._say(step, say(values | task) + others(task))
 
     def between(self, step: int, loss: float) -> None:

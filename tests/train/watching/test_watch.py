@@ -315,6 +315,11 @@ def test_slow_steps_are_shown_between_logged_ones(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == [
         "m  step 1/100  loss 1.5", "m  step 3/100  loss 1.5  32:20 left", "m  step 5/100  loss 1.5  28:06 left",
     ]  # fmt: skip
+    now[0] = 122
+    for line in lines:  # a logged step is shown, however short ago another one was
+        line.tick(6)
+        line.show(6, {"loss": 1.5, "tokens_per_second": 9.0}, {})
+    assert capsys.readouterr().err == "m  step 6/100  loss 1.5  9 tokens/s  22:34 left\n"
 
 
 def test_the_progress_line_shows_the_name_as_it_is(monkeypatch):
