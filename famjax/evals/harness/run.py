@@ -69,6 +69,7 @@ def run(config: HarnessConfig) -> dict[str, Any]:
     from famjax.evals.run import names_of
 
     models = names_of(config.model_dirs)
+    page.report_replaced(config.output_dir, converted.task_name(config.tasks))
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
     known = set(manager.all_tasks)
@@ -76,7 +77,6 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         if name not in known and not Path(name).is_file():
             hint = nearest(name, known) or "; `lm_eval ls tasks` lists all"
             raise ConfigError(f"the harness has no task {name!r}{hint}")
-    page.report_replaced(config.output_dir, converted.task_name(config.tasks))
     found: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
