@@ -28,7 +28,7 @@ before it and changes little. Seven hours on one core of an AMD EPYC beside anot
 18. gated_text      up to 16 blocks, beside rows of text, with the predictions of the frozen base to learn from
 
 With --gated: 1 to 6 as above, then kept, near (up to 8 blocks), prompted (32) and long (112); again, as kept at a lower
-rate; and text, as gated_text in shorter rows. Four hours on two cores.
+rate; and text, as gated_text in shorter rows. Four and a half hours on two cores.
 """
 
 import argparse
