@@ -35,9 +35,9 @@ class ProgressLine:
 
     def __init__(self, name: str, first_step: int, steps: int, silent: bool = False):
         self.name, self.first_step, self.steps, self.silent = name, first_step, steps, silent
-        self._began = self._learned = time.perf_counter()
+        self._learned = self._printed = time.perf_counter()  # `_printed`: when a step was last shown
         self._learned_at = first_step
-        self._logged = self._printed = -math.inf  # when the last logged step was shown, and the last step
+        self._logged = -math.inf  # when a logged step was last shown
         console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         if console.is_terminal and not silent:
@@ -76,7 +76,7 @@ class ProgressLine:
 
     def between(self, step: int, loss: float) -> None:
         """Shows a step between logged ones if these are far apart, as the steps of a large model are."""
-        if not self.silent and time.perf_counter() - max(self._printed, self._began) >= SILENT_SECONDS:
+        if not self.silent and time.perf_counter() - self._printed >= SILENT_SECONDS:
             self._say(step, say({"loss": loss}))
 
     def _say(self, step: int, said: list[str]) -> None:
