@@ -74,6 +74,18 @@ WORDS = (
 _LASTING = {"LEARNING_RATE": 8e-4, "MEMORY_SEGMENTS": 1, **_ASKED, **_settings("MqarConfig", answered=False, power=1.0)}
 _KEPT = {**_LASTING, "BATCH_SIZE": 8, **_settings("MqarConfig", times=4, spread=48, blocks=(8,), rewritten=0.3)}
 _ANSWERS = _settings("BabiConfig", instructed=True, chat=True, everyone=False, form_weight=0.1)
+_GATED_NEAR = {
+    "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2, "LEARNING_RATE": 5e-4,
+    **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.4, form_weight=0.1),
+}  # fmt: skip
+_GATED_PROMPTED = {
+    "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+    **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.4, form_weight=0.1, instructed=True, chat=True),
+}  # fmt: skip
+_GATED_LONG = {
+    "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
+    **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4),
+}  # fmt: skip
 IN_BOOKS = (
     Stage("near", "anywhere", FACTS, {}),
     Stage(
@@ -106,55 +118,28 @@ IN_BOOKS = (
         "gated", "long", PERSONS,
         {**_KEPT, "TRAIN_STEPS": 60, "model_of_checkpoint.changes": {"fam_update": "gated", "fam_update_noise": 1.0}},
     ),
-    Stage(
-        "gated_near", "gated", FACTS,
-        {"TRAIN_STEPS": 56, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2, "LEARNING_RATE": 5e-4,
-         **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.4, form_weight=0.1)},
-    ),
+    Stage("gated_near", "gated", FACTS, {**_GATED_NEAR, "TRAIN_STEPS": 56}),
     Stage(
         "gated_prompted", "gated_near", FACTS,
-        {"TRAIN_STEPS": 62, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
-         "model_of_checkpoint.changes": {"fam_gradient_blocks": 8},
-         **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.4, form_weight=0.1, instructed=True, chat=True)},
+        {**_GATED_PROMPTED, "TRAIN_STEPS": 62, "model_of_checkpoint.changes": {"fam_gradient_blocks": 8}},
     ),
-    Stage(
-        "gated_long", "gated_prompted", FACTS,
-        {"TRAIN_STEPS": 20, "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
-         **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4)},
-    ),
+    Stage("gated_long", "gated_prompted", FACTS, {**_GATED_LONG, "TRAIN_STEPS": 20}),
     Stage("gated_text", "gated_long", TEXT, {}),
 )  # fmt: skip
-# Gated updates from the import on.
+# The changes of smollm2_mqar.gin, and gated updates, which the trainings after the first find in their checkpoints.
+_GATED_CHANGES = {
+    "remat": "none", "dtype": "float32", "random_state_passing": 0.0, "scan_layers": False,
+    "fam_layers": "-" * 16 + "+" * 14, "fam_update": "gated", "fam_update_noise": 1.0, "fam_gradient_blocks": 8,
+}  # fmt: skip
 GATED = (
-    WORDS[0]._replace(
-        macros={
-            "TRAIN_STEPS": 260,
-            "model_of_checkpoint.changes": {
-                "remat": "none", "dtype": "float32", "random_state_passing": 0.0, "scan_layers": False,
-                "fam_layers": "-" * 16 + "+" * 14, "fam_update": "gated", "fam_update_noise": 1.0,
-                "fam_gradient_blocks": 8,
-            },
-        }
-    ),
+    WORDS[0]._replace(macros={**WORDS[0].macros, "model_of_checkpoint.changes": _GATED_CHANGES}),
     *WORDS[1:],
-)  # fmt: skip
+)
 GATED_IN_BOOKS = (
     Stage("kept", "anywhere", PERSONS, {**_KEPT, "TRAIN_STEPS": 150}),
-    Stage(
-        "near", "kept", FACTS,
-        {"TRAIN_STEPS": 200, "TASK_FEATURE_LENGTHS": {"targets": 768}, "BATCH_SIZE": 2, "LEARNING_RATE": 5e-4,
-         **_settings("BabiConfig", stages=(1, 2, 4, 8), open_at=0.4, form_weight=0.1)},
-    ),
-    Stage(
-        "prompted", "near", FACTS,
-        {"TRAIN_STEPS": 120, "TASK_FEATURE_LENGTHS": {"targets": 2048}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
-         **_settings("BabiConfig", stages=(8, 16, 32), open_at=0.4, form_weight=0.1, instructed=True, chat=True)},
-    ),
-    Stage(
-        "long", "prompted", FACTS,
-        {"TRAIN_STEPS": 40, "TASK_FEATURE_LENGTHS": {"targets": 4096}, "BATCH_SIZE": 1, "LEARNING_RATE": 4e-4,
-         **_ANSWERS, **_settings("BabiConfig", stages=(16, 48, 112), open_at=0.4)},
-    ),
+    Stage("near", "kept", FACTS, {**_GATED_NEAR, "TRAIN_STEPS": 200}),
+    Stage("prompted", "near", FACTS, {**_GATED_PROMPTED, "TRAIN_STEPS": 120}),
+    Stage("long", "prompted", FACTS, {**_GATED_LONG, "TRAIN_STEPS": 40}),
     Stage(
         "again", "long", PERSONS,
         {**_KEPT, "TRAIN_STEPS": 150, "LEARNING_RATE": 2.5e-4, "OptimizerConfig.schedule": "linear"},

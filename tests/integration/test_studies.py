@@ -1,6 +1,7 @@
 """Scripts of launch/studies/, which make the figures of docs/: what they train and ask is possible, how they count."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -311,17 +312,20 @@ def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monk
         monkeypatch.setattr("sys.argv", ["real_model_facts.py", str(out), *flags])
         return facts.main()
 
+    starts = []
     for at, words, in_books, which in chains:
         assert run(*which) == 0 and [verb for verb, *_ in said] == ["train"] * len(words)
         assert run(*which, *with_books) == 0 and [verb for verb, *_ in said] == ["train"] * len([*words, *in_books])
-        before, tasks = "fam_imported", []
+        before, tasks, models = "fam_imported", [], []
         for _, *flags in said:
             given = cli.parse(importlib.import_module("famjax.cli.train"), flags)
             config, _ = load_train_config(given.gin_files, (), given.gin_bindings)
             config.validate()
             assert config.initial_checkpoint == str(at / before) and config.seed == 5
             before = Path(config.model_dir).name
+            models.append(config.model)
             tasks.append((config.mqar, config.babi, config.task, config.sequence_length))
+        starts.append(models[0])
         assert all(one != other for one, other in zip(tasks, tasks[1:], strict=False))
         assert tasks[-1][1].folder == str(tmp_path) and tasks[-1][1].books == (str(books),)
         # A later run in DIR does not start from models of two steps.
@@ -329,6 +333,10 @@ def test_trainings_of_facts_are_possible_each_from_the_one_before(tmp_path, monk
         assert run(*which, *with_books, "--quick") == 0 and all("--gin.TRAIN_STEPS=2" in flags for flags in said)
         places = [word for flags in said for word in flags if "MODEL_DIR" in word or "INITIAL" in word]
         assert len(places) == 2 * len(said) and all(f"'{at}/quick/" in word for word in places)
+    plain, gated = starts  # that differ in FAM's updates alone
+    assert (gated.memory.fam_update, gated.memory.fam_gradient_blocks) == ("gated", 8)
+    same = {name: getattr(plain.memory, name) for name in ("fam_update", "fam_update_noise", "fam_gradient_blocks")}
+    assert dataclasses.replace(gated, memory=dataclasses.replace(gated.memory, **same)) == plain
     for flags, why in (
         (["--babi", str(tmp_path)], "--babi and --books need each other"),
         (["--babi", str(out), "--books", str(books)], "has no qa1_*_train.txt of bAbI v1.2"),
